@@ -1,0 +1,70 @@
+"""The WSGI application: Pecan's object, made from the settings, with the tree of labctl.root below it."""
+
+from typing import Any
+
+from pecan.core import ExplicitPecan, RoutingState
+
+from labctl import db, queue, root
+from labctl.http import render
+from labctl.http.credentials import Claim
+from labctl.http.hooks import RequestHook
+from labctl.http.resource import Request, Resource, locate
+from labctl.settings import Settings
+from labctl.tokens import service as tokens
+
+
+class Application(ExplicitPecan):
+    """Pecan with labctl's routing: a path leads to one :class:`Resource`, its method gets the request and nothing else.
+
+    Pecan's own search among attributes, its reading of bodies into keyword arguments, and its choice of a renderer by
+    Accept and file extension are left out: each of them answers some request wrongly.
+    """
+
+    root: Resource
+
+    def find_controller(self, state: RoutingState) -> tuple[Resource, list[Any], dict[str, Any]]:
+        """Route the request and check its credentials."""
+        self.handle_hooks(self.hooks, "on_route", state)
+        resource = locate(self.root, state.request)
+        handler = resource.handler(state.request.method)
+        state.controller = resource
+        self.handle_hooks(self.hooks, "before", state)
+        state.request.environ["labctl.handler"] = handler
+        return resource, [], {}
+
+    def invoke_controller(self, controller: Resource, args: Any, kwargs: Any, state: RoutingState) -> None:
+        """Let the resource answer."""
+        request = state.request
+        state.response = render.response(request.environ["labctl.handler"](request))
+
+    def _handle_empty_response_body(self, state: RoutingState) -> None:
+        # Pecan looks into a stream to see whether it is empty, and then it is never closed when the client leaves.
+        pass
+
+
+def make_app(settings: Settings) -> Application:
+    """Make the application; :func:`labctl.db.configure` (or a test) has pointed the process at its database."""
+
+    def authenticate(claim: Claim) -> tokens.Identity:
+        with db.reading() as session:
+            identity = tokens.authenticate(session, claim.user, claim.secret)
+        if identity.token_id is not None and identity.stale:
+            with db.transaction() as session:
+                tokens.touch(session, identity.token_id)
+        return identity
+
+    return Application(
+        root.tree(settings),
+        hooks=[RequestHook(authenticate, settings.anonymous)],
+        request_cls=Request,
+        force_canonical=False,
+        guess_content_type_from_ext=False,
+        use_context_locals=False,
+    )
+
+
+def serve(settings: Settings) -> Application:
+    """Point this process at its database and task queue, and make its application."""
+    engine = db.configure(settings.require_database(), pool_size=settings.database_pool_size)
+    queue.configure(engine)
+    return make_app(settings)

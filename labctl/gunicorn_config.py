@@ -1,0 +1,62 @@
+"""gunicorn's configuration, from labctl's settings: ``gunicorn -c python:labctl.gunicorn_config labctl.wsgi:app``."""
+
+import os
+import signal
+from typing import Any
+
+from labctl import settings as _settings
+from labctl.up import process as _process
+
+_wanted = _settings.load()
+
+bind = f"[{_wanted.host}]:{_wanted.port}" if ":" in _wanted.host else f"{_wanted.host}:{_wanted.port}"
+worker_class = "gthread"
+workers = _wanted.web_workers
+threads = _wanted.web_threads
+# With the default of 1000, one process takes every kept-alive connection and the others stand idle.
+worker_connections = threads + 8
+keepalive = 5
+timeout = 60
+graceful_timeout = 30
+loglevel = _wanted.log_level.lower()
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "labctl": {"()": f"labctl.logs.{'JSONFormatter' if _wanted.log_format == 'json' else 'TextFormatter'}"}
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "labctl"}},
+    # Until the application sets up its own; importing it is not worth a line.
+    "root": {"level": "WARNING", "handlers": ["stderr"]},
+    "loggers": {
+        "gunicorn.error": {"level": _wanted.log_level, "handlers": ["stderr"], "propagate": False},
+        "gunicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
+    },
+}
+# It would lie in the home directory of whoever runs gunicorn, the same for every instance.
+control_socket_disable = True
+
+
+def on_starting(server: Any) -> None:
+    """Import the application's modules before the workers are forked, so that a new worker is there at once.
+
+    Each makes its own application, with its own connections, which preload_app would not give them. To run other
+    code, restart gunicorn: a reload (HUP) reads the settings again, not the modules.
+    """
+    import labctl.app  # noqa: F401
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Let a worker finish its requests and end when the master was killed."""
+    _process.die_with_parent(signal.SIGTERM, worker.ppid)
+
+
+def worker_int(worker: Any) -> None:
+    """End at once when a quick end is asked for: Python would wait for the threads, which may wait for clients."""
+    os._exit(0)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """End an orphan whose grace is over; no master is left to kill it when a thread does not end."""
+    if os.getpid() == worker.pid and os.getppid() != worker.ppid:
+        os._exit(0)

@@ -1,0 +1,1 @@
+"""The edge that knows Pecan and HTTP, and no domain."""

@@ -1,0 +1,93 @@
+"""Around every request: its id, the check of its credentials, its log line, and the one place where errors become answers."""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+
+from pecan.core import RoutingState
+from pecan.hooks import PecanHook
+from webob import Response
+
+from labctl import logs
+from labctl.errors import Forbidden, LabError, MethodNotAllowed, Unauthenticated, Unavailable
+from labctl.http import render
+from labctl.http.credentials import Claim, Identity, claim_of
+from labctl.http.resource import Request
+
+log = logging.getLogger("labctl.http")
+
+_OUR_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_READS = frozenset(("GET", "HEAD", "OPTIONS"))
+
+
+class RequestHook(PecanHook):
+    """Pecan calls its methods in the order in which they stand here."""
+
+    def __init__(self, authenticate: Callable[[Claim], Identity], anonymous: Mapping[str, str]) -> None:
+        """``authenticate`` raises Unauthenticated; ``anonymous`` is the setting: a tree's name to write, read or none."""
+        self.authenticate = authenticate
+        self.anonymous = anonymous
+
+    def on_route(self, state: RoutingState) -> None:
+        """Give the request its id: the client's or the proxy's, if it has a sane one."""
+        request: Request = state.request
+        given = request.environ.get("HTTP_X_REQUEST_ID", "")
+        request.environ["labctl.began"] = time.perf_counter()
+        request.environ["labctl.request_id"] = request_id = given if _OUR_ID.fullmatch(given) else secrets.token_hex(8)
+        logs.request_id.set(request_id)
+
+    def before(self, state: RoutingState) -> None:
+        """Find out who asks and whether they may."""
+        request: Request = state.request
+        claim = claim_of(request)
+        identity = self.authenticate(claim) if claim else None
+        request.environ["labctl.identity"] = identity
+        tree = request.mount.tree
+        if tree is None:
+            return
+        open_to_all = self.anonymous[tree]
+        if open_to_all == "write" or (open_to_all == "read" and request.method in _READS):
+            return
+        if identity is None:
+            raise Unauthenticated
+        if not identity.may(tree):
+            raise Forbidden(f"{identity.name} does not have the right {tree!r}")
+
+    def on_error(self, state: RoutingState, error: Exception) -> Response:
+        """Say what went wrong in the dialect of the tree; what nobody expected is logged and answers its request's id."""
+        request: Request = state.request
+        dialect = request.mount.dialect
+        if not isinstance(error, LabError):
+            log.error("request_failed", exc_info=error, extra={"method": request.method, "path": request.path})
+            message = f"internal error; the log has more under request id {request.request_id}"
+            return render.Answer(status=500, body=render.dumps(dialect.body(message)))
+        message = error.message if error.field is None else f"{error.field}: {error.message}"
+        answer = render.Answer(status=dialect.status(error), body=render.dumps(dialect.body(message)))
+        match error:
+            case Unauthenticated():
+                answer.headers["WWW-Authenticate"] = 'Basic realm="labctl"'
+            case MethodNotAllowed():
+                answer.headers["Allow"] = ", ".join(error.allowed)
+            case Unavailable():
+                answer.headers["Retry-After"] = str(error.retry_after)
+                log.warning("unavailable", extra={"reason": error.message})
+        return answer
+
+    def after(self, state: RoutingState) -> None:
+        """Write the request's log line."""
+        request: Request = state.request
+        state.response.headers["X-Request-ID"] = request.request_id
+        identity = request.identity
+        log.info(
+            "request_done",
+            extra={
+                "method": request.method,
+                "path": request.path_info,
+                "status": state.response.status_int,
+                "ms": round((time.perf_counter() - request.environ["labctl.began"]) * 1000, 1),
+                "user": identity.name if identity else "-",
+                "address": request.environ.get("REMOTE_ADDR", "-"),
+            },
+        )

@@ -1,0 +1,50 @@
+"""Answers: JSON by orjson, JSON that comes ready from the database, and streams."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from webob import Response
+
+
+class Text(str):
+    """JSON that is ready to be sent; a controller returns it instead of an object."""
+
+    __slots__ = ()
+
+
+class Answer(Response):
+    """An answer whose default type is JSON, without a charset, as every JSON client expects it."""
+
+    default_content_type = "application/json"
+    default_charset = None
+
+
+def response(value: Any) -> Response:
+    """Make the response to what a controller returned.
+
+    A Response goes out as it is, :class:`Text` as ready JSON, an iterator of bytes as a stream that is closed when the
+    client leaves, None as 204, everything else as JSON.
+    """
+    if isinstance(value, Response):
+        return value
+    if isinstance(value, Text):
+        return Answer(body=value.encode())
+    if value is None:
+        return Answer(status=204, content_type=None)
+    if isinstance(value, Iterator):
+        return Answer(app_iter=value)
+    return Answer(body=dumps(value))
+
+
+def dumps(value: Any) -> bytes:
+    """Write JSON; keys that are no strings become strings."""
+    return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
+
+
+def with_next(value: Any, next_url: str | None) -> Response:
+    """Make a response that says in a Link header where the list goes on, if it does."""
+    answer = response(value)
+    if next_url is not None:
+        answer.headers["Link"] = f'<{next_url}>; rel="next"'
+    return answer

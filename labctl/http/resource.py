@@ -1,0 +1,128 @@
+"""The base of every controller: a tree of resources, walked along the decoded segments of the path."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
+
+import pecan
+from webob import Response
+
+from labctl.db import Actor
+from labctl.errors import MethodNotAllowed, NotFound
+from labctl.http.credentials import Identity
+from labctl.http.dialects import LABCTL, Dialect
+from labctl.http.render import Answer
+
+_HANDLERS = {"GET": "get", "HEAD": "get", "POST": "post", "PUT": "put", "PATCH": "patch", "DELETE": "delete"}
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A place in the URL space: which tree of rights applies there (None: open to all) and which dialect is spoken."""
+
+    tree: str | None = None
+    dialect: Dialect = LABCTL
+
+
+_NOWHERE = Mount()
+
+
+class Request(pecan.Request):
+    """A request as controllers see it; the bodies of requests are read by :mod:`labctl.http.body` alone."""
+
+    @property
+    def mount(self) -> Mount:
+        """The mount that the path led into; before that, labctl's own dialect and no rights."""
+        return self.environ.get("labctl.mount", _NOWHERE)
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who asks, if the request has a credential."""
+        return self.environ.get("labctl.identity")
+
+    @property
+    def request_id(self) -> str:
+        """What the log lines, the events and the errors of this request have in common."""
+        return self.environ["labctl.request_id"]
+
+    def actor(self) -> Actor:
+        """Say who makes the changes of this request, for the log of events."""
+        return Actor(self.identity.name if self.identity else "anonymous", self.request_id)
+
+    def base_url(self) -> str:
+        """Give the URL under which the tree was asked for, without a trailing slash."""
+        return self.host_url + self.environ["labctl.mounted_at"]
+
+
+class Resource:
+    """A thing with a URL: define ``get``, ``post``, ``put``, ``patch``, ``delete`` for the methods it answers.
+
+    ``children`` are the literal segments below it; they win over :meth:`item`, which answers for any other segment
+    and runs no query. HEAD is answered by ``get``, OPTIONS and 405 by the methods that exist. Nothing of the path is
+    ever looked up as an attribute, and a slash at the end makes no difference.
+    """
+
+    mount: Mount | None = None
+    children: Mapping[str, "Resource"] = {}
+    #: Pecan keeps its per-controller configuration (hooks) here.
+    _pecan: ClassVar[dict[str, Any]] = {}
+
+    def item(self, segment: str) -> "Resource | None":
+        """Give the resource that ``segment`` stands for, or None if no such URL can exist."""
+        return None
+
+    def allowed(self) -> list[str]:
+        """List the methods that this resource answers, for the Allow header."""
+        methods = [method for method, name in _HANDLERS.items() if hasattr(self, name)]
+        return sorted([*methods, "OPTIONS"]) if methods else []
+
+    def handler(self, method: str) -> Callable[[Request], Any]:
+        """Give what answers ``method``; raises :class:`MethodNotAllowed`."""
+        handler = getattr(self, _HANDLERS[method], None) if method in _HANDLERS else None
+        if handler is not None:
+            return handler  # type: ignore[no-any-return]
+        if not self.allowed():
+            raise NotFound
+        if method == "OPTIONS":
+            return lambda request: options(self)
+        raise MethodNotAllowed(self.allowed())
+
+
+def options(resource: Resource) -> Response:
+    """Answer OPTIONS."""
+    return Answer(status=204, content_type=None, headerlist=[("Allow", ", ".join(resource.allowed()))])
+
+
+def locate(root: Resource, request: Request) -> Resource:
+    """Walk from ``root`` to the resource of the request's path, noting the mount on the way; raises NotFound."""
+    node: Resource = root
+    segments = path_segments(request.environ)
+    if segments and segments[-1] == "":
+        segments.pop()
+    for depth, segment in enumerate(segments):
+        child = node.children.get(segment) or (node.item(segment) if segment and "\0" not in segment else None)
+        if child is None:
+            raise NotFound
+        if child.mount is not None:
+            request.environ["labctl.mount"] = child.mount
+            request.environ["labctl.mounted_at"] = "/" + "/".join(segments[: depth + 1])
+        node = child
+    return node
+
+
+def path_segments(environ: Mapping[str, Any]) -> list[str]:
+    """Decode the segments of the path one by one, so that a name may hold an encoded slash.
+
+    gunicorn hands the undecoded target over as RAW_URI; where that is missing (another server), PATH_INFO must do.
+    Raises :class:`NotFound` for a path that is not UTF-8.
+    """
+    try:
+        if raw := environ.get("RAW_URI"):
+            path = raw.partition("?")[0] if raw.startswith("/") else urlsplit(raw).path
+            if "%" not in path:
+                return path.split("/")[1:]
+            return [unquote(segment, errors="strict") for segment in path.split("/")[1:]]
+        return environ.get("PATH_INFO", "").encode("latin-1").decode().split("/")[1:]
+    except UnicodeDecodeError as error:
+        raise NotFound from error

@@ -1,0 +1,46 @@
+"""Reading machines: narrow rows with the columns of a node on the wire, never objects."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from sqlalchemy import Table, bindparam, func, select
+from sqlalchemy.orm import Session
+
+from labctl.machines.models import Machine
+
+_machines = cast(Table, Machine.__table__)
+_host = _machines.alias("host")
+
+#: What a node on the wire is made of.
+NODE = (
+    *(_machines.c[column] for column in ("name", "description", "up", "machine_type", "is_vm")),
+    select(_host.c.name).where(_host.c.id == _machines.c.vm_host_id).scalar_subquery().label("vm_host"),
+    *(_machines.c[column] for column in ("os_type", "os_version", "arch", "locked", "locked_since", "locked_by")),
+    *(_machines.c[column] for column in ("mac_address", "ssh_pub_key")),
+)
+
+# Built once: putting a statement together costs as much as sending it.
+_ONE = select(*NODE).where(_machines.c.name == bindparam("name"))
+_types = select(func.min(_machines.c.machine_type).label("value")).cte("types", recursive=True)
+_following = select(func.min(_machines.c.machine_type)).where(_machines.c.machine_type > _types.c.value)
+_types = _types.union_all(select(_following.scalar_subquery()).where(_types.c.value.is_not(None)))
+_TYPES = select(_types.c.value).where(_types.c.value.is_not(None))
+
+
+def machines(session: Session, chosen: Mapping[Any, Any], count: int | None = None) -> Sequence[Mapping[Any, Any]]:
+    """List machines by name; ``chosen`` maps columns to the value, or the list of values, that they must have."""
+    query = select(*NODE).order_by(_machines.c.name).limit(count)
+    for name, value in chosen.items():
+        column = _machines.c[name]
+        query = query.where(column.in_(value) if isinstance(value, list) else column == value)
+    return session.execute(query).mappings().all()
+
+
+def machine(session: Session, name: str) -> Mapping[Any, Any] | None:
+    """Give one machine, None if there is none of that name."""
+    return session.execute(_ONE, {"name": name}).mappings().first()
+
+
+def machine_types(session: Session) -> list[str]:
+    """List the types that occur, sorted; it costs as much as there are types, however many machines."""
+    return sorted(session.scalars(_TYPES))

@@ -1,0 +1,326 @@
+"""The verbs of machines: adding, changing, removing; locking and unlocking them, one or many.
+
+Rows are locked FOR NO KEY UPDATE: a report of a job that ran on a machine, which refers to its row, goes on meanwhile.
+"""
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from operator import itemgetter
+from typing import Any, cast
+
+from sqlalchemy import ARRAY, Integer, Table, Text, any_, bindparam, delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from labctl import clock
+from labctl.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Unavailable
+from labctl.events.service import record, record_all
+from labctl.machines.models import Machine
+from labctl.machines.queries import NODE
+
+#: For how long :func:`lock_many` tries to get machines that are free, but held by others at that moment, in seconds.
+PATIENCE = 1.0
+
+#: What anybody may change at any time.
+_PLAIN = frozenset(
+    ("description", "up", "machine_type", "is_vm", "os_type", "os_version", "arch", "mac_address", "ssh_pub_key")
+)
+
+# Built once: putting a statement together costs as much as sending it.
+_machines = cast(Table, Machine.__table__)
+_names = bindparam("names", type_=ARRAY(Text))
+_HOLD = select(_machines).where(_machines.c.name == bindparam("name")).with_for_update(key_share=True)
+_FIND = select(_machines.c.id).where(_machines.c.name == bindparam("name"))
+_FIND_HOST = _FIND.with_for_update(read=True, key_share=True)
+_CHANGE = update(_machines).where(_machines.c.id == bindparam("machine"))
+_ADD = insert(_machines).on_conflict_do_nothing(index_elements=["name"]).returning(_machines.c.id)
+_REMOVE = delete(_machines).where(_machines.c.name == bindparam("name"), ~_machines.c.locked).returning(_machines.c.id)
+
+_FIND_ALL = (
+    select(_machines.c.name, _machines.c.id)
+    .where(_machines.c.name == any_(_names))
+    .order_by(_machines.c.id)
+    .with_for_update(read=True, key_share=True)
+)
+_ADD_ALL = (
+    insert(_machines)
+    .from_select(["name", "machine_type"], select(func.unnest(_names), bindparam("of_type", type_=Text)))
+    .on_conflict_do_nothing(index_elements=["name"])
+    .returning(_machines.c.name, _machines.c.id)
+)
+
+_HOLD_ALL = (
+    select(_machines).where(_machines.c.name == any_(_names)).order_by(_machines.c.id).with_for_update(key_share=True)
+)
+_UNLOCK_ALL = (
+    update(_machines)
+    .where(_machines.c.id == any_(bindparam("machines", type_=ARRAY(Integer))))
+    .values(locked=False, locked_by=None, locked_since=None)
+)
+
+
+def _as_wanted(column: str) -> Any:
+    wanted = bindparam(f"wanted_{column}", type_=Text)
+    return or_(wanted.is_(None), _machines.c[column] == wanted)
+
+
+_free = (
+    _machines.c.up,
+    ~_machines.c.locked,
+    _machines.c.machine_type == any_(bindparam("wanted_machine_types", type_=ARRAY(Text))),
+    *(_as_wanted(name) for name in ("os_type", "os_version", "arch")),
+)
+_COUNT_FREE = select(func.count()).where(*_free)
+_count = bindparam("wanted_count", type_=Integer)
+_picked = (
+    select(_machines.c.id)
+    .where(*_free)
+    .order_by(_machines.c.id)
+    .limit(_count)
+    .with_for_update(skip_locked=True, key_share=True)
+    .cte("picked")
+)
+_LOCK_FREE = (
+    update(_machines)
+    .where(
+        _machines.c.id == _picked.c.id,
+        select(func.count()).select_from(_picked).scalar_subquery() == _count,
+    )
+    .values(
+        locked=True,
+        locked_by=bindparam("wanted_locked_by"),
+        locked_since=bindparam("now"),
+        description=bindparam("wanted_description"),
+    )
+    .returning(*NODE)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which machines :func:`lock_many` is to find, and for whom and what; None: whichever."""
+
+    count: int
+    machine_types: Sequence[str]
+    locked_by: str
+    description: str | None
+    os_type: str | None = None
+    os_version: str | None = None
+    arch: str | None = None
+
+
+class _TooFew(Exception):
+    """Undoes an attempt of :func:`lock_many`."""
+
+
+def find(session: Session, name: str) -> int:
+    """Give a machine's id; raises :class:`NotFound`."""
+    found: int | None = session.execute(_FIND, {"name": name}).scalar()
+    if found is None:
+        raise NotFound("node not found")
+    return found
+
+
+def add(session: Session, name: str, given: Mapping[Any, Any]) -> None:
+    """Add a machine, which may come locked; raises :class:`Invalid`, or :class:`Conflict` for a name that is taken."""
+    _check_name(name)
+    values = {"name": name, **{key: value for key, value in given.items() if key in _PLAIN}}
+    if given.get("locked"):
+        if not given.get("locked_by"):
+            raise Invalid("Cannot lock without specifying locked_by")
+        # It may come out of another lab's list, locked for long.
+        since = given.get("locked_since") or clock.now()
+        values |= {"locked": True, "locked_by": given["locked_by"], "locked_since": since}
+    for key in ("locked_by", "locked_since"):
+        if given.get(key) and not given.get("locked"):
+            raise Invalid("must be null for a machine that is not locked", field=key)
+    if given.get("vm_host") is not None:
+        values["vm_host_id"] = session.execute(_FIND_HOST, {"name": given["vm_host"]}).scalar()
+        _check_host(values["vm_host_id"])
+    if session.execute(_ADD, values).scalar() is None:
+        raise Conflict(f"Node with name {name} already exists")
+    record(session, "machine.added", f"machines/{name}", **_reason(values))
+
+
+def change(session: Session, name: str, given: Mapping[Any, Any]) -> None:
+    """Change what is given and nothing else; locks change by their rules only.
+
+    Raises :class:`NotFound`, :class:`Invalid` or :class:`Forbidden`.
+    """
+    # The host before its VM, as who removes the host does.
+    vm_host = given.get("vm_host")
+    host = None if vm_host is None else session.execute(_FIND_HOST, {"name": vm_host}).scalar()
+    machine = _hold(session, name, "attempted to update a non-existent node")
+    values = {key: value for key, value in given.items() if key in _PLAIN}
+    if "vm_host" in given:
+        values["vm_host_id"] = host
+        if vm_host is not None:
+            _check_host(host, machine["id"])
+    lock = _lock_change(machine, given)
+    values = {key: value for key, value in values.items() if key not in lock and value != machine[key]}
+    if not lock and not values:
+        return
+    session.execute(_CHANGE, {"machine": machine["id"], **lock, **values})
+    happened = [_lock_event(name, lock, given["locked_by"])] if lock else []
+    if values:
+        changed = {key: given[key] for key in ("vm_host" if key == "vm_host_id" else key for key in values)}
+        happened.append(("machine.updated", f"machines/{name}", changed))
+    record_all(session, happened)
+
+
+def remove(session: Session, name: str) -> None:
+    """Remove a machine; raises :class:`NotFound`, or :class:`Forbidden` if it is locked."""
+    if session.execute(_REMOVE, {"name": name}).first() is None:
+        if session.execute(_FIND, {"name": name}).first() is None:
+            raise NotFound("attempted to delete a non-existent node")
+        raise Forbidden("Cannot delete a locked node")
+    record(session, "machine.removed", f"machines/{name}")
+
+
+def change_lock(session: Session, name: str, wanted: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Lock or unlock a machine as ``wanted`` says (``locked``, ``locked_by``, perhaps ``description``), and give it.
+
+    A lock takes the description with it if there is one in ``wanted``, even null: a description that an earlier lock
+    left would look like the reason of this one. Raises :class:`NotFound`, :class:`Invalid` or :class:`Forbidden`.
+    """
+    machine = _hold(session, name, "node not found")
+    lock = _lock_rules(machine, wanted)
+    if not lock:
+        return machine
+    session.execute(_CHANGE, {"machine": machine["id"], **lock})
+    kind, subject, data = _lock_event(name, lock, wanted["locked_by"])
+    record(session, kind, subject, **data)
+    return {**machine, **lock}
+
+
+def lock_many(session: Session, wanted: Wanted) -> Sequence[Mapping[Any, Any]]:
+    """Lock machines that are up and not locked, as many as are wanted or none, and give them by name.
+
+    Machines that somebody else holds at that moment are passed over, so that nobody waits for anybody; where that
+    leaves too few, what was taken is given back and tried again for a while. Raises :class:`Exhausted` when too few
+    are free.
+    """
+    values = {f"wanted_{name}": value for name, value in asdict(wanted).items()}
+    deadline = time.monotonic() + PATIENCE
+    while not (machines := _take(session, values)):
+        free = session.execute(_COUNT_FREE, values).scalar_one()
+        if free < wanted.count:
+            raise Exhausted(f"only {free} nodes available")
+        if time.monotonic() > deadline:
+            raise Unavailable("others are locking these machines at the moment", retry_after=1)
+        # At random, so that two who take from each other meet only once.
+        time.sleep(random.uniform(0.002, 0.04))  # noqa: S311
+    record_all(session, [_lock_event(machine["name"], machine, wanted.locked_by) for machine in machines])
+    return machines
+
+
+def _take(session: Session, values: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
+    with suppress(_TooFew), session.begin_nested():
+        machines = session.execute(_LOCK_FREE, {**values, "now": clock.now()}).mappings().all()
+        if len(machines) == values["wanted_count"]:
+            return sorted(machines, key=itemgetter("name"))
+        # Whatever was picked is held until the savepoint is undone.
+        raise _TooFew
+    return []
+
+
+def unlock_many(session: Session, names: Sequence[str], locked_by: str) -> Sequence[Mapping[Any, Any]]:
+    """Unlock machines, all or none, and give them by name; raises :class:`Invalid` or :class:`Forbidden`."""
+    # In the order of their ids, so that two of these never hold what the other needs.
+    machines = session.execute(_HOLD_ALL, {"names": list(set(names))}).mappings().all()
+    if len(machines) < len(set(names)):
+        raise Invalid("Could not find all nodes!")
+    wanted = {"locked": False, "locked_by": locked_by}
+    unlocked = [{**machine, **_lock_rules(machine, wanted)} for machine in machines]
+    session.execute(_UNLOCK_ALL, {"machines": [machine["id"] for machine in machines]})
+    record_all(session, [_lock_event(machine["name"], machine, locked_by) for machine in unlocked])
+    return sorted(unlocked, key=itemgetter("name"))
+
+
+def ensure(session: Session, names: Sequence[str], machine_type: str | None) -> list[int]:
+    """Give the ids of machines, adding those that are not known: not up, so that nobody is given them.
+
+    They cannot be removed before the end of the transaction. Raises :class:`Invalid` for what cannot be a name.
+    """
+    wanted = sorted(set(names))
+    known = _ids(session, wanted)
+    if unknown := [name for name in wanted if name not in known]:
+        for name in unknown:
+            _check_name(name)
+        # By name, so that two of these never wait for each other.
+        added = session.execute(_ADD_ALL, {"names": unknown, "of_type": machine_type or None}).all()
+        known |= {row.name: row.id for row in added}
+        if added:
+            record_all(session, [("machine.added", f"machines/{row.name}", {}) for row in added])
+        if len(added) < len(unknown):
+            # Somebody else has just added them.
+            known |= _ids(session, unknown)
+    return sorted(known.values())
+
+
+def _ids(session: Session, names: list[str]) -> dict[str, int]:
+    return {row.name: row.id for row in session.execute(_FIND_ALL, {"names": names})}
+
+
+def _hold(session: Session, name: str, missing: str) -> Mapping[Any, Any]:
+    machine = session.execute(_HOLD, {"name": name}).mappings().first()
+    if machine is None:
+        raise NotFound(missing)
+    return machine
+
+
+def _check_name(name: str) -> None:
+    if not 1 <= len(name) <= 255 or not name.isprintable():
+        raise Invalid("must be 1 to 255 printable characters", field="name")
+
+
+def _check_host(host: int | None, machine: int | None = None) -> None:
+    if host is None or host == machine:
+        raise Invalid("must be the name of another machine", field="vm_host")
+
+
+def _lock_change(machine: Mapping[Any, Any], given: Mapping[Any, Any]) -> dict[str, Any]:
+    """Give what a change of a machine does to its lock; who writes back the lock that they read changes nothing."""
+    differs = [key for key in ("locked_by", "locked_since") if key in given and given[key] != machine[key]]
+    if "locked" not in given:
+        if differs:
+            raise Forbidden(f"Cannot change {differs[0]} without locking or unlocking")
+        return {}
+    same = given["locked"] == machine["locked"] and not differs
+    if same and given.keys() >= ({"locked_by", "locked_since"} if machine["locked"] else {"locked_by"}):
+        return {}
+    return _lock_rules(machine, given)
+
+
+def _lock_rules(machine: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> dict[str, Any]:
+    """Give what locking or unlocking changes in a machine; raises :class:`Invalid` or :class:`Forbidden`."""
+    verb = "lock" if wanted["locked"] else "unlock"
+    by, description = wanted.get("locked_by"), wanted.get("description")
+    if not by:
+        raise Invalid(f"Cannot {verb} without specifying locked_by")
+    if wanted["locked"]:
+        if not machine["locked"]:
+            why = wanted.get("description", machine["description"])
+            return {"locked": True, "locked_by": by, "locked_since": clock.now(), "description": why}
+        if description is not None and (by, description) == (machine["locked_by"], machine["description"]):
+            return {}
+        raise Forbidden("Cannot lock an already-locked node")
+    if not machine["locked"]:
+        raise Forbidden("Cannot unlock an already-unlocked node")
+    if by != machine["locked_by"]:
+        raise Forbidden("Cannot unlock - locked_by values must match")
+    if description is not None and description != machine["description"]:
+        raise Forbidden("Cannot unlock - description values must match")
+    return {"locked": False, "locked_by": None, "locked_since": None, "description": machine["description"]}
+
+
+def _lock_event(name: str, lock: Mapping[Any, Any], by: str) -> tuple[str, str, dict[str, Any]]:
+    kind = "machine.locked" if lock["locked"] else "machine.unlocked"
+    return kind, f"machines/{name}", _reason({**lock, "locked_by": by})
+
+
+def _reason(machine: Mapping[Any, Any]) -> dict[str, Any]:
+    return {"locked_by": machine.get("locked_by"), "description": machine.get("description")}

@@ -1,0 +1,11 @@
+"""Every domain's tables, imported so that the metadata is whole."""
+
+from labctl.db import Base
+from labctl.events import models as events
+from labctl.machines import models as machines
+from labctl.runs import models as runs
+from labctl.tokens import models as tokens
+
+metadata = Base.metadata
+
+__all__ = ["events", "machines", "metadata", "runs", "tokens"]

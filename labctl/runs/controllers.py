@@ -1,0 +1,498 @@
+"""``/runs``, ``/api/runs`` and ``/queue``."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from labctl.db import reading, transaction
+from labctl.errors import Invalid, NotFound
+from labctl.http import body, paging, render
+from labctl.http.paging import Page
+from labctl.http.resource import Mount, Request, Resource
+from labctl.runs import documents, queries, queues, service, wire
+from labctl.runs.queries import Listed, RunFilter
+from labctl.runs.states import JobState
+from labctl.settings import Settings
+
+
+class RunsController(Resource):
+    """All runs, as today's clients see them: a list, newest first."""
+
+    #: Whether reporting a job of a run that does not exist makes the run, and a job without id gets one.
+    lenient = True
+
+    def __init__(self, settings: Settings, mount: Mount) -> None:
+        """Take what applies to this mount."""
+        self.settings = settings
+        self.mount = mount
+        self.logs = documents.LogURL(settings.job_log_url)
+        # At the top it is called flavors, further down flavor.
+        words = {**{word: word for word in queries.FILTERS}, "flavors": "flavor", "date": "date"}
+        del words["flavor"]
+        self.children = {
+            **{word: ValuesController(settings, name, RunFilter(), frozenset()) for word, name in words.items()},
+            "queued": QueuedRunsController(settings),
+        }
+
+    def item(self, segment: str) -> Resource | None:
+        """One run."""
+        return RunController(self, segment)
+
+    def get(self, request: Request) -> Any:
+        """List the runs, the last posted first."""
+        page = paging.page_of(request, self.settings)
+        fields = body.names(request, "fields")
+        if fields:
+            _check_fields(fields, wire.RUN_KEYS)
+        with reading() as session:
+            listed = queries.newest_runs(session, page.count, page.offset, page.after)
+        return answer_list(request, page, listed, self.shaped(request, listed, fields))
+
+    def shaped(self, request: Request, listed: Listed, fields: list[str] | None) -> Any:
+        """Give the list as it goes out."""
+        text = queries.at(queries.as_list(listed.documents), request.base_url())
+        if not fields:
+            return render.Text(text)
+        return [{field: run[field] for field in fields} for run in orjson.loads(text)]
+
+    def post(self, request: Request) -> Any:
+        """Add a run."""
+        data = body.read_object(request, self.settings.max_body)
+        if data.get("name") is None:
+            raise Invalid("could not find required key: 'name'")
+        name = body.parse(wire.RunInput, data).name
+        check_run_name(name)
+        with transaction(request.actor()) as session:
+            service.add_run(session, name)
+        return {}
+
+
+class RunsByNameController(RunsController):
+    """All runs, as paddles' README documents them: objects keyed by the run's name and by the job's id."""
+
+    lenient = False
+
+    def item(self, segment: str) -> Resource | None:
+        """One run."""
+        return RunByNameController(self, segment)
+
+    def shaped(self, request: Request, listed: Listed, fields: list[str] | None) -> Any:
+        """Give the runs behind their names; ``fields`` chooses what stands there."""
+        runs = orjson.loads(queries.at(queries.as_list(listed.documents), request.base_url()))
+        if fields:
+            return {run["name"]: {field: run[field] for field in fields} for run in runs}
+        return {run["name"]: wire.run_to_entry(run) for run in runs}
+
+
+class RunController(Resource):
+    """One run, with its jobs."""
+
+    def __init__(self, runs: RunsController, name: str) -> None:
+        """Note the name; the run is looked for by the methods."""
+        self.runs = runs
+        self.name = name
+
+    @property
+    def children(self) -> Mapping[str, Resource]:  # type: ignore[override]
+        """The run's jobs."""
+        return {"jobs": JobsController(self.runs, self.name)}
+
+    def item(self, segment: str) -> Resource | None:
+        """One job, at the short URL that paddles' README shows."""
+        return JobController(self.runs, self.name, segment)
+
+    def get(self, request: Request) -> Any:
+        """Give the run and its jobs, as they are at one instant."""
+        with reading() as session:
+            found = queries.run_with_jobs(session, self.name, self.runs.logs)
+        if found is None:
+            raise NotFound(f"run not found: {self.name}")
+        run, jobs = found
+        return render.Text(f'{queries.at(run, request.base_url())[:-1]},"jobs":{queries.as_list(jobs)}}}')
+
+    def delete(self, request: Request) -> Any:
+        """Remove the run and its jobs."""
+        with transaction(request.actor()) as session:
+            service.remove_run(session, self.name)
+        return {}
+
+
+class RunByNameController(RunController):
+    """One run as paddles' README documents it: its jobs by their ids."""
+
+    def get(self, request: Request) -> Any:
+        """List the jobs behind their ids."""
+        with reading() as session:
+            jobs = queries.statuses_of_jobs(session, self.name)
+        if jobs is None:
+            raise NotFound(f"run not found: {self.name}")
+        href = f"{request.base_url()}/{quote(self.name, safe=':')}"
+        return {job_id: wire.job_to_entry(job_id, status, href) for job_id, status in jobs}
+
+
+class JobsController(Resource):
+    """The jobs of a run."""
+
+    def __init__(self, runs: RunsController, run_name: str) -> None:
+        """Note the run's name."""
+        self.runs = runs
+        self.run_name = run_name
+
+    def item(self, segment: str) -> Resource | None:
+        """One job."""
+        return JobController(self.runs, self.run_name, segment)
+
+    def get(self, request: Request) -> Any:
+        """List the jobs, newest first: all of them, or those with ``status=``; ``fields=`` cuts them."""
+        status = body.text(request, "status")
+        if status is not None and status not in list(JobState):
+            raise Invalid(f"must be one of {', '.join(JobState)}", field="status")
+        fields = body.names(request, "fields")
+        if fields:
+            _check_fields(fields, wire.JOB_KEYS | frozenset(documents.RARE_KEYS))
+        with reading() as session:
+            if fields:
+                cut = queries.fields_of_jobs(session, self.run_name, fields, self.runs.logs, status=status)
+            else:
+                whole = queries.jobs_of_run(session, self.run_name, self.runs.logs, status=status)
+                cut = None if whole is None else render.Text(queries.as_list(whole))
+        if cut is None:
+            raise NotFound(f"run not found: {self.run_name}")
+        return cut
+
+    def post(self, request: Request) -> Any:
+        """Add a job."""
+        check_run_name(self.run_name)
+        report = _read_report(request, self.runs.settings)
+        if report.job_id is None and not self.runs.lenient:
+            raise Invalid("could not find required key: 'job_id'")
+        with transaction(request.actor()) as session:
+            job_id = service.report_job(session, self.run_name, report, add_run=self.runs.lenient)
+        return {"job_id": job_id} if self.runs.lenient else {}
+
+
+class JobController(Resource):
+    """One job."""
+
+    def __init__(self, runs: RunsController, run_name: str, job_id: str) -> None:
+        """Note the names; the job is looked for by the methods."""
+        self.runs = runs
+        self.run_name = run_name
+        self.job_id = job_id
+
+    def get(self, request: Request) -> Any:
+        """Give all that is known of the job."""
+        with reading() as session:
+            job = queries.job(session, self.run_name, self.job_id, self.runs.logs)
+        if job is None:
+            raise NotFound(f"job not found: {self.job_id}")
+        return render.Text(job)
+
+    def put(self, request: Request) -> Any:
+        """Change what is sent, and nothing else; the id never."""
+        report = _read_report(request, self.runs.settings, empty=True)
+        with transaction(request.actor()) as session:
+            service.update_job(session, self.run_name, self.job_id, report)
+        return {}
+
+    def delete(self, request: Request) -> Any:
+        """Remove the job."""
+        with transaction(request.actor()) as session:
+            service.remove_job(session, self.run_name, self.job_id)
+        return {}
+
+
+class ValuesController(Resource):
+    """The values that runs have in one column: ``/runs/branch/``, and below it the runs of one value."""
+
+    def __init__(self, settings: Settings, name: str, chosen: RunFilter, used: frozenset[str]) -> None:
+        """``chosen`` are the runs that the path has named so far, by the columns in ``used``."""
+        self.settings = settings
+        self.name = name
+        self.chosen = chosen
+        self.used = used | {name}
+        if name == "date":
+            self.children = {"from": DateFromController(settings, chosen, self.used)}
+
+    def item(self, segment: str) -> Resource | None:
+        """The runs that have this value."""
+        if self.name == "date":
+            return DayController(self.settings, self.chosen, self.used, segment)
+        chosen = replace(self.chosen, values={**self.chosen.values, self.name: segment})
+        return ChosenRunsController(self.settings, chosen, self.used)
+
+    def get(self, request: Request) -> Any:
+        """List the values, sorted."""
+        with reading() as session:
+            return queries.values_of(session, self.name, self.chosen)
+
+
+class ChosenRunsController(Resource):
+    """The runs that the path has chosen, the last scheduled first; more words choose among them."""
+
+    def __init__(self, settings: Settings, chosen: RunFilter, used: frozenset[str]) -> None:
+        """Take what the path has said."""
+        self.settings = settings
+        self.chosen = chosen
+        self.used = used
+
+    @property
+    def children(self) -> Mapping[str, Resource]:  # type: ignore[override]
+        """The columns that were not used yet."""
+        return {
+            name: ValuesController(self.settings, name, self.chosen, self.used)
+            for name in (*queries.FILTERS, "date")
+            if name not in self.used
+        }
+
+    def chosen_by(self, request: Request) -> RunFilter:
+        """Give the runs chosen by the path and the query."""
+        since = body.text(request, "since")
+        return self.chosen if since is None else replace(self.chosen, since=body.day(since))
+
+    def get(self, request: Request) -> Any:
+        """List the runs."""
+        page = paging.page_of(request, self.settings)
+        chosen = self.chosen_by(request)
+        with reading() as session:
+            listed = queries.filtered_runs(session, chosen, page.count, page.offset, page.after)
+        return answer_runs(request, page, listed)
+
+
+class DayController(ChosenRunsController):
+    """The runs scheduled on one day: ``YYYY-MM-DD``, ``today`` or ``yesterday``."""
+
+    def __init__(self, settings: Settings, chosen: RunFilter, used: frozenset[str], day: str) -> None:
+        """Note the day as it was written; the methods read it."""
+        super().__init__(settings, chosen, used)
+        self.day = day
+
+    @property
+    def children(self) -> Mapping[str, Resource]:  # type: ignore[override]
+        """The columns that were not used yet; a bad day is an error there as well."""
+        self.chosen = self._chosen()
+        return ChosenRunsController.children.fget(self)  # type: ignore[attr-defined, no-any-return]
+
+    def _chosen(self) -> RunFilter:
+        day = body.day(self.day)
+        return replace(self.chosen, first_day=day, last_day=day)
+
+    def chosen_by(self, request: Request) -> RunFilter:
+        """Give the day's runs."""
+        self.chosen = self._chosen()
+        return super().chosen_by(request)
+
+
+class DateFromController(Resource):
+    """``/runs/date/from/A/to/B/``: the runs scheduled from day A to day B, both whole."""
+
+    def __init__(self, settings: Settings, chosen: RunFilter, used: frozenset[str]) -> None:
+        """Take what the path has said."""
+        self.settings = settings
+        self.chosen = chosen
+        self.used = used
+
+    def item(self, segment: str) -> Resource | None:
+        """The first day."""
+        first = body.day(segment)
+        return DateToController(self.settings, replace(self.chosen, first_day=first), self.used)
+
+
+class DateToController(DateFromController):
+    """A first day without a last one: no runs."""
+
+    @property
+    def children(self) -> Mapping[str, Resource]:  # type: ignore[override]
+        """Where the last day is said."""
+        return {"to": LastDayController(self.settings, self.chosen, self.used)}
+
+    def item(self, segment: str) -> Resource | None:
+        """Nothing else comes here."""
+        return None
+
+    def get(self, request: Request) -> Any:
+        """Answer an empty list, as paddles does."""
+        return []
+
+
+class LastDayController(DateFromController):
+    """The place of the last day."""
+
+    def item(self, segment: str) -> Resource | None:
+        """The runs up to the last day."""
+        return ChosenRunsController(self.settings, replace(self.chosen, last_day=body.day(segment)), self.used)
+
+
+class QueuedRunsController(Resource):
+    """The runs that have at least one queued job, the first scheduled first."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the limits."""
+        self.settings = settings
+
+    def get(self, request: Request) -> Any:
+        """List the runs."""
+        page = paging.page_of(request, self.settings)
+        with reading() as session:
+            listed = queries.queued_runs(session, page.count, page.offset, page.after)
+        return answer_runs(request, page, listed)
+
+
+class QueueController(Resource):
+    """The queues, and taking jobs out of them."""
+
+    def __init__(self, settings: Settings, mount: Mount) -> None:
+        """Take what applies to this mount."""
+        self.settings = settings
+        self.mount = mount
+        self.children = {
+            "pop_queue": PopQueueController(settings),
+            "heartbeat": HeartbeatController(settings),
+            "stats": QueueStatsController(settings),
+            "queued_jobs": QueuedJobsController(settings),
+        }
+
+    def get(self, request: Request) -> Any:
+        """List the queues: all, that of a ``machine_type=``, those paused by somebody (``paused_by=``)."""
+        name, paused_by = body.text(request, "machine_type"), body.text(request, "paused_by")
+        with reading() as session:
+            return [wire.queue_to_wire(queue) for queue in queues.listed(session, name=name, paused_by=paused_by)]
+
+    def post(self, request: Request) -> Any:
+        """Add a queue."""
+        name = read_queue(request, self.settings)
+        with transaction(request.actor()) as session:
+            queues.add(session, name)
+        return {}
+
+    def put(self, request: Request) -> Any:
+        """Pause a queue."""
+        given = body.parse(wire.PauseInput, body.read_object(request, self.settings.max_body))
+        with transaction(request.actor()) as session:
+            queues.pause(session, given.queue, given.paused_by, given.pause_duration)
+        return {}
+
+
+class PopQueueController(Resource):
+    """The next job of a queue."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the length of a lease."""
+        self.settings = settings
+        self.logs = documents.LogURL(settings.job_log_url)
+
+    def get(self, request: Request) -> Any:
+        """Give the next job without taking it, or null: the dispatcher says itself that it runs (paddles)."""
+        name = body.text(request, "queue")
+        if not name:
+            raise Invalid("could not find required key: 'queue'")
+        with reading() as session:
+            job = queues.next_job(session, name, self.logs)
+        return render.Text("null" if job is None else job)
+
+    def post(self, request: Request) -> Any:
+        """Take the next job: it waits for ``worker`` under a lease and is nobody else's; null if there is none."""
+        given = body.parse(wire.PopInput, body.read_object(request, self.settings.max_body))
+        with transaction(request.actor()) as session:
+            claimed = queues.claim(session, given.queue, given.worker, self.settings.job_lease)
+            if claimed is None:
+                return render.Text("null")
+            job = queries.job(session, claimed.run_name, claimed.job_id, self.logs)
+        assert job is not None
+        return render.Text(f'{job[:-1]},"claim":{orjson.dumps(wire.claim_to_wire(claimed)).decode()}}}')
+
+
+class HeartbeatController(Resource):
+    """Keeping a claimed job."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the length of a lease."""
+        self.settings = settings
+
+    def post(self, request: Request) -> Any:
+        """Keep a claim for another lease; 403 when it is lost."""
+        given = body.parse(wire.HeartbeatInput, body.read_object(request, self.settings.max_body))
+        held = service.Claim(given.worker, given.attempt)
+        with transaction(request.actor()) as session:
+            until = queues.heartbeat(session, given.run, given.job_id, held, self.settings.job_lease)
+        return {"until": documents.time_to_wire(until)}
+
+
+class QueueStatsController(Resource):
+    """How full a queue is."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the limits."""
+        self.settings = settings
+
+    def post(self, request: Request) -> Any:
+        """Count the queued jobs; a paused queue says by whom and until when as well."""
+        name = read_queue(request, self.settings)
+        with reading() as session:
+            queue, queued = queues.stats(session, name)
+        if queues.is_paused(queue):
+            assert queue is not None
+            return {**wire.queue_to_wire(queue), "queued_jobs": queued}
+        return {"queue": name, "queued_jobs": queued, "paused": False}
+
+
+class QueuedJobsController(Resource):
+    """The jobs that wait in a queue."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the limits."""
+        self.settings = settings
+        self.logs = documents.LogURL(settings.job_log_url)
+
+    def post(self, request: Request) -> Any:
+        """List them all, the next one first; those of one ``user=`` or ``run_name=``."""
+        name = read_queue(request, self.settings)
+        user, run_name = body.text(request, "user"), body.text(request, "run_name")
+        with reading() as session:
+            return render.Text(
+                queries.as_list(queues.queued_jobs(session, name, self.logs, user=user, run_name=run_name))
+            )
+
+
+def answer_list(request: Request, page: Page, listed: Listed, value: Any) -> Any:
+    """Answer part of a list, with the way to the next part."""
+    return render.with_next(value, paging.next_url(request, page, len(listed.documents), listed.last))
+
+
+def answer_runs(request: Request, page: Page, listed: Listed) -> Any:
+    """Answer a list of runs."""
+    text = queries.at(queries.as_list(listed.documents), request.base_url())
+    return answer_list(request, page, listed, render.Text(text))
+
+
+def check_run_name(name: str) -> None:
+    """Refuse a run whose URL would be something else's; raises :class:`Invalid`."""
+    if name in wire.RESERVED or not name.isprintable() or len(name) > wire.MAX_NAME:
+        raise Invalid(
+            f"must be printable, at most {wire.MAX_NAME} characters, and none of the words {', '.join(sorted(wire.RESERVED))}",
+            field="name",
+        )
+
+
+def read_queue(request: Request, settings: Settings) -> str:
+    """Read a body that names a queue."""
+    data = body.read_object(request, settings.max_body)
+    if data.get("queue") is None:
+        raise Invalid("could not find required key: 'queue'")
+    return body.parse(wire.QueueInput, data).queue
+
+
+def _read_report(request: Request, settings: Settings, *, empty: bool = False) -> service.Report:
+    data = body.read_object(request, settings.max_body)
+    if not data and not empty:
+        raise Invalid("the job has no keys; job_id at least is wanted", field="body")
+    return wire.report_from_wire(body.parse(wire.JobInput, wire.normalized(data)))
+
+
+def _check_fields(fields: list[str], known: frozenset[str]) -> None:
+    for field in fields:
+        if field not in known:
+            raise Invalid(f"an invalid field was specified: {field!r}; there are: {', '.join(sorted(known))}")

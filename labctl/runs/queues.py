@@ -1,0 +1,188 @@
+"""The verbs of queues: pausing them, and taking jobs out of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from labctl import clock, lease
+from labctl.errors import Conflict, Forbidden, Invalid, Unavailable
+from labctl.events.service import record
+from labctl.runs import documents, service
+from labctl.runs.documents import LogURL
+from labctl.runs.models import Job, Queue, Run
+from labctl.runs.states import JobState
+
+_runs = Run.__table__
+_jobs = Job.__table__
+
+
+def add(session: Session, name: str) -> None:
+    """Add a queue; raises :class:`Conflict`."""
+    statement = upsert(Queue).values(name=name).on_conflict_do_nothing().returning(Queue.id)
+    if session.scalar(statement) is None:
+        raise Conflict(f"Queue {name} already exists")
+    record(session, "queue.added", f"queues/{name}")
+
+
+def pause(session: Session, name: str, paused_by: str, seconds: float) -> None:
+    """Let nobody take jobs for some seconds; raises :class:`Invalid` (unknown queue) or :class:`Forbidden` (paused)."""
+    queue = session.scalar(select(Queue).where(Queue.name == name).with_for_update())
+    if queue is None:
+        raise Invalid("specified queue does not exist")
+    if is_paused(queue):
+        raise Forbidden("Cannot pause an already-paused queue")
+    now = clock.now()
+    queue.paused_by, queue.paused_since, queue.paused_until = paused_by, now, now + timedelta(seconds=seconds)
+    record(session, "queue.paused", f"queues/{name}", paused_by=paused_by, seconds=seconds)
+
+
+def is_paused(queue: Queue | None) -> bool:
+    """Tell whether a queue is paused now; one that nobody has added never is."""
+    return queue is not None and queue.paused_until is not None and queue.paused_until > clock.now()
+
+
+def listed(session: Session, *, name: str | None = None, paused_by: str | None = None) -> Sequence[Queue]:
+    """List the queues by name; a queue's name is the machine type it is for."""
+    query = select(Queue).order_by(Queue.name)
+    if name is not None:
+        query = query.where(Queue.name == name)
+    if paused_by is not None:
+        query = query.where(Queue.paused_by == paused_by, Queue.paused_until > clock.now())
+    return session.scalars(query).all()
+
+
+def stats(session: Session, name: str) -> tuple[Queue | None, int]:
+    """Give a queue and how many jobs are queued in it; raises :class:`Invalid` if there is neither queue nor job."""
+    queue = _find(session, name)
+    query = select(func.count()).where(_jobs.c.queue == name, _jobs.c.status == JobState.QUEUED)
+    queued: int = session.execute(query).scalar_one()
+    if queue is None and not queued:
+        raise Invalid("specified queue does not exist")
+    return queue, queued
+
+
+def _find(session: Session, name: str) -> Queue | None:
+    return session.scalar(select(Queue).where(Queue.name == name))
+
+
+def queued_jobs(
+    session: Session, name: str, logs: LogURL, *, user: str | None = None, run_name: str | None = None
+) -> list[str]:
+    """Give the documents of a queue's jobs, the next to be taken first."""
+    query = (
+        select(_runs.c.name, _jobs.c.job_id, _jobs.c.document)
+        .join_from(_jobs, _runs)
+        .where(_jobs.c.queue == name, _jobs.c.status == JobState.QUEUED)
+        .order_by(_jobs.c.priority, _jobs.c.id)
+    )
+    if user is not None:
+        query = query.where(_jobs.c.user_name == user)
+    if run_name is not None:
+        query = query.where(_runs.c.name == run_name)
+    rows = session.execute(query)
+    return [documents.complete(row.document, logs.of(row.name, row.job_id)) for row in rows]
+
+
+def next_job(session: Session, name: str, logs: LogURL) -> str | None:
+    """Give the queued job with the smallest priority, without taking it; raises :class:`Unavailable` while paused."""
+    _check_not_paused(session, name)
+    query = (
+        select(_runs.c.name, _jobs.c.job_id, _jobs.c.document)
+        .join_from(_jobs, _runs)
+        .where(_jobs.c.queue == name, _jobs.c.status == JobState.QUEUED)
+        .order_by(_jobs.c.priority, _jobs.c.id)
+        .limit(1)
+    )
+    row = session.execute(query).first()
+    return None if row is None else documents.complete(row.document, logs.of(row.name, row.job_id))
+
+
+def _check_not_paused(session: Session, name: str) -> None:
+    if is_paused(_find(session, name)):
+        raise Unavailable("queue is paused, cannot retrieve job")
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A job that a dispatcher has taken, for as long as it keeps the lease alive."""
+
+    run_name: str
+    job_id: str
+    worker: str
+    attempt: int
+    until: datetime
+
+
+def claim(session: Session, name: str, worker: str, seconds: float) -> Claimed | None:
+    """Take the next job of a queue for a worker: it waits, under a lease, and no other dispatcher gets it.
+
+    Gives None if nothing is queued; raises :class:`Unavailable` while the queue is paused.
+    """
+    _check_not_paused(session, name)
+    pick = (
+        select(_jobs.c.id)
+        .where(_jobs.c.queue == name, _jobs.c.status == JobState.QUEUED)
+        .order_by(_jobs.c.priority, _jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, key_share=True)
+    )
+    taken = (
+        update(_jobs)
+        .where(_jobs.c.id == pick.scalar_subquery(), _runs.c.id == _jobs.c.run_id)
+        .values(lease.claim(Job, worker, seconds))
+        .returning(_runs.c.name, _jobs.c.job_id, _jobs.c.lease_attempt, _jobs.c.lease_until)
+    )
+    row = session.execute(taken).first()
+    if row is None:
+        return None
+    service.update_job(session, row.name, row.job_id, service.Report({"status": JobState.WAITING}))
+    return Claimed(row.name, row.job_id, worker, row.lease_attempt, row.lease_until)
+
+
+def heartbeat(session: Session, claimed_run: str, job_id: str, held: service.Claim, seconds: float) -> datetime:
+    """Keep a claim for some more seconds; gives its end. Raises :class:`Forbidden` if it is lost."""
+    statement = (
+        update(_jobs)
+        .where(
+            _jobs.c.run_id == select(_runs.c.id).where(_runs.c.name == claimed_run).scalar_subquery(),
+            _jobs.c.job_id == job_id,
+            lease.held(Job, held.worker, held.attempt),
+        )
+        .values(lease_until=clock.now() + timedelta(seconds=seconds))
+        .returning(_jobs.c.lease_until)
+    )
+    until: datetime | None = session.execute(statement).scalar()
+    if until is None:
+        raise Forbidden("the claim on this job is lost")
+    return until
+
+
+def requeue_abandoned(session: Session) -> bool:
+    """Queue one claimed job again whose dispatcher has let the lease run out; tells whether there was one."""
+    return _set_one(session, JobState.QUEUED, _jobs.c.lease_holder.is_not(None), _jobs.c.lease_until <= clock.now())
+
+
+def bury_silent(session: Session, before: datetime) -> bool:
+    """Mark one running job dead that was not updated since ``before``; tells whether there was one."""
+    return _set_one(session, JobState.DEAD, _jobs.c.status == JobState.RUNNING, _jobs.c.updated < before)
+
+
+def _set_one(session: Session, status: JobState, *conditions: ColumnElement[bool]) -> bool:
+    # One job in a transaction: jobs of several runs in one would lock the runs in any order.
+    query = (
+        select(_runs.c.name, _jobs.c.job_id)
+        .join_from(_jobs, _runs)
+        .where(*conditions)
+        .order_by(_jobs.c.id)
+        .limit(1)
+        .with_for_update(of=_jobs, skip_locked=True, key_share=True)
+    )
+    found = session.execute(query).first()
+    if found is None:
+        return False
+    service.update_job(session, found.name, found.job_id, service.Report({"status": status}))
+    return True

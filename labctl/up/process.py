@@ -1,0 +1,80 @@
+"""Start processes that do not outlive the one that started them."""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+def die_with_parent(number: int, parent: int) -> None:
+    """Have the kernel send this process the signal ``number`` when its parent, process ``parent``, ends in any way."""
+    _call(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        # It was gone before the kernel knew.
+        os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends, so that :func:`children` knows them all."""
+    _call(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _call(option: int, value: int) -> None:
+    if _prctl(option, value, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def children() -> set[int]:
+    """List the children of this process, adopted ones included."""
+    # The list is per thread; only the main thread starts processes here, and adopts.
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+def spawn(
+    command: Sequence[str | Path],
+    *,
+    death_signal: int,
+    environ: Mapping[str, str] | None = None,
+    user: tuple[int, int] | None = None,
+    pass_fds: Collection[int] = (),
+    cwd: str | Path | None = None,
+    output: int = 2,
+) -> "subprocess.Popen[bytes]":
+    """Start a process that gets ``death_signal`` when this one ends, as ``user`` (uid and gid) where one is given.
+
+    It leads a process group of its own: Ctrl-C reaches this process only, which then stops its children in order.
+    """
+    parent = os.getpid()
+    return subprocess.Popen(  # noqa: S603
+        [str(part) for part in command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=environ,
+        cwd=cwd,
+        pass_fds=tuple(pass_fds),
+        process_group=0,
+        user=user[0] if user else None,
+        group=user[1] if user else None,
+        extra_groups=() if user else None,
+        # Runs after the change of user, which would take the signal away again.
+        preexec_fn=lambda: die_with_parent(death_signal, parent),
+    )
+
+
+def describe_end(status: int) -> str:
+    """Say how a process ended: ``status 3`` or ``SIGKILL``."""
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"

@@ -1,0 +1,83 @@
+"""What a worker process runs: the background tasks of every domain, until it is told to stop."""
+
+import asyncio
+import logging
+import os
+import signal
+
+from procrastinate.jobs import DeleteJobCondition
+
+from labctl import db, queue
+from labctl.events import tasks as events_tasks
+from labctl.runs import tasks as runs_tasks
+from labctl.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Importing a domain's tasks registers them.
+DOMAINS = (events_tasks, runs_tasks)
+#: How long running tasks may take to finish when the worker is told to stop, in seconds.
+PATIENCE = 25
+
+
+def run(settings: Settings) -> None:
+    """Run tasks until SIGTERM or SIGINT, over any number of restarts of the database."""
+    engine = db.configure(settings.require_database(), pool_size=settings.worker_concurrency + 1)
+    queue.configure(engine)
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    wait = 0.5
+    while not stop.is_set():
+        try:
+            if await _work(settings, stop):
+                wait = 0.5
+        except Exception as error:
+            log.warning("worker_interrupted", extra={"reason": f"{type(error).__name__}: {error}", "again_in": wait})
+        try:
+            await asyncio.wait_for(stop.wait(), wait)
+        except TimeoutError:
+            wait = min(wait * 2, 10)
+    log.info("worker_stopped")
+
+
+async def _work(settings: Settings, stop: asyncio.Event) -> bool:
+    """Work until told to stop or until the database goes away, which ends the library's worker without an error."""
+    app = queue.make_worker_app(settings)
+    async with app.open_async():
+        _say_ready()
+        log.info("worker_started", extra={"concurrency": settings.worker_concurrency})
+        working = asyncio.create_task(
+            app.run_worker_async(
+                concurrency=settings.worker_concurrency,
+                # The default of 5 s would decide when retries and scheduled tasks start.
+                fetch_job_polling_interval=1.0,
+                update_heartbeat_interval=settings.worker_stalled_after / 3,
+                stalled_worker_timeout=settings.worker_stalled_after,
+                shutdown_graceful_timeout=PATIENCE,
+                delete_jobs=DeleteJobCondition.SUCCESSFUL,
+                install_signal_handlers=False,
+            )
+        )
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if stop.is_set():
+            working.cancel()
+        try:
+            await working
+        except asyncio.CancelledError:
+            if not stop.is_set():
+                raise
+    return True
+
+
+def _say_ready() -> None:
+    """Tell the process that started this one that the worker runs, once."""
+    if fd := os.environ.pop("LABCTL_READY_FD", None):
+        with os.fdopen(int(fd), "wb") as pipe:
+            pipe.write(b"ready\n")
