@@ -2,9 +2,9 @@
 
 import os
 
-from alembic import context
 from sqlalchemy import create_engine, pool, text
 
+from alembic import context
 from labctl import models
 from labctl.db import driver_url
 

@@ -99,7 +99,9 @@ def cases(runs: int) -> list[Case]:
         )
 
     some, job = f"run(math.random({runs}))", f"math.random({runs})"
-    path_of_job = f"(function() local n = {job}; return '/runs/' .. run(n) .. '/jobs/' .. (n * 100 + math.random(99)) end)()"
+    path_of_job = (
+        f"(function() local n = {job}; return '/runs/' .. run(n) .. '/jobs/' .. (n * 100 + math.random(99)) end)()"
+    )
     one, first = NAME.format(runs), NAME.format(1)
     deep = f"/runs/?count=25&after={int(time.time() - runs * 300) * 1_000_000}-{runs // 2}"
     return [
@@ -171,12 +173,12 @@ def serving(app: str, url: str, port: int) -> Iterator[int]:
     environ = {**os.environ, "LABCTL_DATABASE_URL": url, "LABCTL_PORT": str(port), "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, "-m", "gunicorn", "-c", "python:labctl.gunicorn_config", app]
     with open("/dev/null", "wb") as nowhere:
-        server = subprocess.Popen(command, env=environ, cwd=HERE.parent, stderr=nowhere)  # noqa: S603
+        server = subprocess.Popen(command, env=environ, cwd=HERE.parent, stderr=nowhere)
     try:
         deadline = time.monotonic() + 30
         while True:
             try:
-                urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()  # noqa: S310
+                urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
                 break
             except OSError as error:
                 if getattr(error, "code", None) == 404:
@@ -195,8 +197,16 @@ def wrk(port: int, lua: str, seconds: float) -> Result:
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(lua)
         script.flush()
-        command = ["wrk", f"-t{CLIENTS}", f"-c{CLIENTS}", f"-d{max(1, round(seconds))}s", "--latency", "-s", script.name]
-        output = subprocess.run(  # noqa: S603
+        command = [
+            "wrk",
+            f"-t{CLIENTS}",
+            f"-c{CLIENTS}",
+            f"-d{max(1, round(seconds))}s",
+            "--latency",
+            "-s",
+            script.name,
+        ]
+        output = subprocess.run(
             [*command, f"http://127.0.0.1:{port}"], capture_output=True, text=True, check=True
         ).stdout
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
@@ -208,7 +218,7 @@ def wrk(port: int, lua: str, seconds: float) -> Result:
 
 def memory_of_workers(master: int) -> list[float]:
     """Give the resident memory of gunicorn's workers in MiB."""
-    pids = subprocess.run(["pgrep", "-P", str(master)], capture_output=True, text=True, check=True).stdout.split()  # noqa: S603, S607
+    pids = subprocess.run(["pgrep", "-P", str(master)], capture_output=True, text=True, check=True).stdout.split()  # noqa: S607
     statuses = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
     return [int(found[1]) / 1024 for status in statuses if (found := re.search(r"VmRSS:\s+(\d+)", status))]
 
@@ -222,9 +232,9 @@ def main() -> None:
     given = parser.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk is needed: Debian has it in the package wrk")
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCHMARK_HOME")) as home:
-        with postgres.running(Path(home) / "home", {"shared_buffers": "512MB", "max_wal_size": "4GB"}) as url:
-            measure(url, given.runs, given.seconds, given.only)
+    memory = {"shared_buffers": "512MB", "max_wal_size": "4GB"}
+    with tempfile.TemporaryDirectory() as home, postgres.running(Path(home) / "home", memory) as url:
+        measure(url, given.runs, given.seconds, given.only)
 
 
 def measure(url: str, runs: int, seconds: float, only: str) -> None:
@@ -232,15 +242,27 @@ def measure(url: str, runs: int, seconds: float, only: str) -> None:
     began = time.monotonic()
     migrations.upgrade(url)
     load(url, runs)
-    print(f"{runs} runs x {JOBS} jobs loaded in {time.monotonic() - began:.0f} s; {CLIENTS} clients, {seconds:g} s each\n")
+    print(
+        f"{runs} runs x {JOBS} jobs loaded in {time.monotonic() - began:.0f} s; {CLIENTS} clients, {seconds:g} s each\n"
+    )
     measured = [case for case in cases(runs) if only in case.name]
     counts = sample(url, measured)
     write = "function request() return wrk.format('GET', '/write/' .. math.random(100000)) end"
     with serving("labctl.wsgi:app", url, 8090) as master, serving("benchmarks.yardstick:app", url, 8091):
         print(f"{'':44} {'req/s':>7} {'p50':>9} {'p99':>9} {'SQL':>4} {'yardstick':>9} {'ratio':>6}")
         for case in measured:
-            key = case.name.replace("'", "\\'").replace("/", "%2F").replace("?", "%3F").replace(" ", "%20").replace(",", "%2C")
-            lua = f"function request() return wrk.format('GET', '/read?key={key.replace('&', '%26')}') end" if case.read else write
+            key = (
+                case.name.replace("'", "\\'")
+                .replace("/", "%2F")
+                .replace("?", "%3F")
+                .replace(" ", "%20")
+                .replace(",", "%2C")
+            )
+            lua = (
+                f"function request() return wrk.format('GET', '/read?key={key.replace('&', '%26')}') end"
+                if case.read
+                else write
+            )
             best = wrk(8091, lua, seconds / 2)
             got = wrk(8090, case.lua, seconds)
             again = wrk(8091, lua, seconds / 2)

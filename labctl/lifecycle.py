@@ -25,7 +25,7 @@ class Lifecycle(Generic[State]):
         return not self.moves[state]
 
     def move(self, row: Any, to: State) -> None:
-        """Set ``row.state``, which the caller holds locked; raises :class:`Conflict` for a move that is not in the table."""
+        """Set ``row.state``, which the caller holds locked; raises :class:`Conflict` for a move not in the table."""
         if not self.allows(row.state, to):
             raise Conflict(f"{row.state} cannot become {to}")
         row.state = to

@@ -1,5 +1,6 @@
 """Log lines: an event's name first, its fields after it, the request's id in each; as text or as JSON."""
 
+import json
 import logging
 import sys
 from contextvars import ContextVar
@@ -54,9 +55,9 @@ def _one_line(text: str) -> str:
 
 
 def _quoted(value: Any) -> str:
-    # What a client sent must not be able to forge a line or a field.
+    # What a client sent must not be able to forge a line or a field; json escapes what is not ASCII.
     text = value if isinstance(value, str) else str(value)
-    return text if text.isprintable() and " " not in text and '"' not in text else orjson.dumps(text).decode()
+    return text if text.isprintable() and " " not in text and '"' not in text else json.dumps(text)
 
 
 def setup(settings: Settings) -> None:

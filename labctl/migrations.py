@@ -3,10 +3,10 @@
 from functools import cache
 from pathlib import Path
 
-from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
+from alembic import command
 from labctl import db
 
 #: labctl runs from its checkout; the revisions lie beside the package.

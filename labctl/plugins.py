@@ -12,7 +12,7 @@ def installed(group: str) -> list[str]:
 
 
 def load(group: str, name: str) -> Any:
-    """Load what the entry point ``name`` of ``group`` refers to; raises :class:`Invalid` that lists what is installed."""
+    """Load what the entry point ``name`` of ``group`` names; raises :class:`Invalid` that lists what is installed."""
     for point in entry_points(group=group):
         if point.name == name:
             return point.load()

@@ -42,7 +42,7 @@ _producer = App(connector=SQLAlchemyPsycopg2Connector())
 def task(
     name: str, *, retry: RetryStrategy | None = None, cron: str | None = None
 ) -> Callable[[Callable[..., None]], Task]:
-    """Register a function as the task ``name``; with ``cron`` (seconds may be its sixth field) it comes round by itself.
+    """Register a function as the task ``name``; with ``cron`` (seconds may be its sixth field) it runs by itself.
 
     It must be idempotent, and keep its transactions short: never one open over outside work.
     """
@@ -66,16 +66,20 @@ def defer(session: Session, wanted: Task, *, once: str | None = None, **argument
 
     ``once``: while a task with the same word waits, another one is not added.
     """
-    deferrer = _producer.configure_task(wanted.name, connection=session.connection(), queueing_lock=once)
+
+    def add() -> None:
+        _producer.configure_task(wanted.name, connection=session.connection(), queueing_lock=once).defer(**arguments)
+
     if once is None:
-        deferrer.defer(**arguments)
+        add()
         return
     # A second one breaks a unique index, which must not break the caller's transaction.
     from procrastinate.exceptions import AlreadyEnqueued
 
     try:
         with session.begin_nested():
-            deferrer.defer(**arguments)
+            # The savepoint is made when the session is asked for its connection, not before.
+            add()
     except AlreadyEnqueued:
         log.debug("task_already_queued", extra={"task": wanted.name, "once": once})
 
@@ -83,9 +87,7 @@ def defer(session: Session, wanted: Task, *, once: str | None = None, **argument
 def make_worker_app(settings: Settings) -> App:
     """Make the application that a worker process runs: every registered task, over connections of its own."""
     url = driver_url(settings.require_database()).replace("+psycopg2", "", 1)
-    connector = PsycopgConnector(
-        conninfo=url, min_size=1, max_size=4, kwargs={"application_name": "labctl worker"}, check=_check
-    )
+    connector = PsycopgConnector(conninfo=url, min_size=1, max_size=4, kwargs={"application_name": "labctl worker"})
     app = App(connector=connector)
     for registered in _registered.values():
         function = app.task(name=registered.name, retry=registered.retry or False, pass_context=True)(
@@ -109,10 +111,6 @@ def make_worker_app(settings: Settings) -> App:
         )
 
     return app
-
-
-async def _check(connection: Any) -> None:
-    await connection.execute("SELECT 1")
 
 
 def _runner(registered: Task, settings: Settings) -> Callable[..., None]:

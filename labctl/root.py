@@ -4,8 +4,8 @@ from typing import Any
 
 from labctl import __version__
 from labctl.events.controllers import EventsController
-from labctl.http.health import HealthcheckController, HealthController
 from labctl.http.dialects import PADDLES
+from labctl.http.health import HealthcheckController, HealthController
 from labctl.http.resource import Mount, Request, Resource
 from labctl.machines.controllers import MachinesController
 from labctl.runs.controllers import QueueController, RunsByNameController, RunsController

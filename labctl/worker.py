@@ -68,11 +68,10 @@ async def _work(settings: Settings, stop: asyncio.Event) -> bool:
         stopping.cancel()
         if stop.is_set():
             working.cancel()
-        try:
-            await working
-        except asyncio.CancelledError:
-            if not stop.is_set():
-                raise
+            # With the database gone, the library would wait for a connection before it ends.
+            await asyncio.wait((working,), timeout=PATIENCE + 5)
+            return True
+        await working
     return True
 
 

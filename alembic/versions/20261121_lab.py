@@ -10,27 +10,31 @@ branch_labels = None
 depends_on = None
 
 _FUNCTIONS = """
-CREATE OR REPLACE FUNCTION labctl_wire_time(t timestamptz) RETURNS text LANGUAGE sql IMMUTABLE
-    RETURN replace(to_char(t AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '');
 CREATE OR REPLACE FUNCTION labctl_run_document(
     name text, path text, user_name text, status text, queued int, pass int, running int, waiting int, fail int,
     dead int, unknown int, total int, posted timestamptz, scheduled timestamptz, started timestamptz,
     updated timestamptz, branch text, suite text, machine_type text, sha1 text, priority int, flavor text
-) RETURNS text LANGUAGE sql IMMUTABLE
+) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE form CONSTANT text := 'YYYY-MM-DD HH24:MI:SS.US';
+BEGIN
     RETURN '{"name":' || to_json(name) || ',"href":"' || chr(1) || '/' || path || '/","user":' || to_json(user_name)
         || ',"status":"' || status || '","results":{"queued":' || queued || ',"pass":' || pass
         || ',"running":' || running || ',"waiting":' || waiting || ',"fail":' || fail || ',"dead":' || dead
         || ',"unknown":' || unknown || ',"total":' || total
         || ',"sha1":' || CASE total WHEN 0 THEN '"none"' ELSE coalesce(to_json(sha1)::text, 'null') END
         || ',"flavor":' || CASE total WHEN 0 THEN '"none"' ELSE coalesce(to_json(flavor)::text, 'null') END
-        || '},"jobs_count":' || total || ',"posted":"' || labctl_wire_time(posted)
-        || '","scheduled":"' || labctl_wire_time(scheduled)
-        || '","started":' || coalesce('"' || labctl_wire_time(started) || '"', 'null')
-        || ',"updated":' || coalesce('"' || labctl_wire_time(updated) || '"', 'null')
+        || '},"jobs_count":' || total
+        || ',"posted":"' || replace(to_char(posted AT TIME ZONE 'UTC', form), '.000000', '')
+        || '","scheduled":"' || replace(to_char(scheduled AT TIME ZONE 'UTC', form), '.000000', '')
+        || '","started":'
+        || coalesce('"' || replace(to_char(started AT TIME ZONE 'UTC', form), '.000000', '') || '"', 'null')
+        || ',"updated":'
+        || coalesce('"' || replace(to_char(updated AT TIME ZONE 'UTC', form), '.000000', '') || '"', 'null')
         || ',"branch":' || to_json(branch) || ',"suite":' || to_json(suite)
         || ',"machine_type":' || to_json(machine_type) || ',"sha1":' || coalesce(to_json(sha1)::text, 'null')
         || ',"priority":' || coalesce(priority::text, 'null')
         || ',"flavor":' || coalesce(to_json(flavor)::text, 'null') || '}';
+END $$
 """
 
 
@@ -66,7 +70,7 @@ def upgrade() -> None:
         sa.Column("locked_by", sa.String(length=255), nullable=True),
         sa.Column("mac_address", sa.String(length=255), nullable=True),
         sa.Column("ssh_pub_key", sa.Text(), nullable=True),
-        sa.CheckConstraint("locked = (locked_by IS NOT NULL)", name="ck_machines_locked_by_somebody"),
+        sa.CheckConstraint("locked = (locked_by IS NOT NULL)", name=op.f("ck_machines_locked_by_somebody")),
         sa.ForeignKeyConstraint(["vm_host_id"], ["machines.id"], name="fk_machines_vm_host_id", ondelete="SET NULL"),
         sa.PrimaryKeyConstraint("id", name="pk_machines"),
         sa.UniqueConstraint("name", name="uq_machines_name"),
@@ -217,6 +221,15 @@ def upgrade() -> None:
     )
     op.create_index("ix_job_machines_machine_id_job", "job_machines", ["machine_id", "job"], unique=False)
     op.create_index("ix_job_machines_posted", "job_machines", ["posted"], unique=False)
+    # Half the size in a tenth of the time, where PostgreSQL was built with it.
+    op.execute(
+        """
+        DO $$ BEGIN
+            ALTER TABLE jobs ALTER COLUMN document SET COMPRESSION lz4;
+        EXCEPTION WHEN feature_not_supported OR invalid_parameter_value THEN NULL;
+        END $$
+        """
+    )
 
 
 def downgrade() -> None:
@@ -226,4 +239,3 @@ def downgrade() -> None:
         "DROP FUNCTION labctl_run_document(text, text, text, text, int, int, int, int, int, int, int, int, timestamptz,"
         " timestamptz, timestamptz, timestamptz, text, text, text, text, int, text)"
     )
-    op.execute("DROP FUNCTION labctl_wire_time(timestamptz)")

@@ -6,6 +6,7 @@ import click
 
 from labctl import __version__, settings
 from labctl.cli.db import db
+from labctl.cli.demo import demo
 from labctl.cli.token import token
 from labctl.cli.up import up
 from labctl.cli.user import user
@@ -23,7 +24,7 @@ def cli() -> None:
     """
 
 
-for command in (up, worker, db, user, token):
+for command in (up, worker, db, user, token, demo):
     cli.add_command(command)
 
 

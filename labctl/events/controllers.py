@@ -40,6 +40,6 @@ class EventsController(Resource):
 
         events = self.waiting.until(find, request)
         following = events[-1]["seq"] if events else seq
-        query = {**request.GET, "after": following}
-        more = f"{request.base_url()}?{urlencode(query)}" if len(events) == limit else None
+        query = {**request.query, "after": following}
+        more = f"{request.base_url()}?{urlencode(query, errors='surrogateescape')}" if len(events) == limit else None
         return render.with_next({"events": events, "next": following}, more)

@@ -3,11 +3,12 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Text, bindparam, cast, delete, func, insert, select
+from sqlalchemy import CTE, BigInteger, Text, bindparam, cast, column, delete, func, insert, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from labctl import clock
-from labctl.db import LABCTL, Actor
+from labctl.db import LABCTL, PREPARED, Actor, table
 from labctl.events.models import Event
 
 #: How many numbers one transaction has for its events; with 2**37 transactions they stay exact in JSON.
@@ -16,38 +17,66 @@ PER_TRANSACTION = 1 << 16
 
 # Of the database, not from Python: only it knows the transaction's id.
 _BASE = cast(cast(func.pg_current_xact_id(), Text), BigInteger) * PER_TRANSACTION
-_events = Event.__table__
-# Built once: putting a statement together costs as much as sending it.
-_INSERT = insert(_events).values(seq=_BASE + bindparam("count", type_=BigInteger))
+_events = table(Event)
+_SAME = ("at", "actor", "request_id")
+_same = {name: bindparam(f"event_{name}", type_=_events.c[name].type) for name in _SAME}
+_one = insert(_events).values(
+    {
+        "seq": _BASE + bindparam("event_count", type_=BigInteger),
+        **{name: bindparam(f"event_{name}", type_=_events.c[name].type) for name in ("kind", "subject", "data")},
+        **_same,
+    }
+)
+_INSERT = _one.execution_options(**PREPARED)
+_rows = (
+    func.jsonb_to_recordset(bindparam("events", type_=JSONB))
+    .table_valued(
+        column("count", BigInteger), column("kind", Text), column("subject", Text), column("data", JSONB), name="given"
+    )
+    .render_derived(with_types=True)
+)
+_INSERT_ALL = insert(_events).from_select(
+    ["seq", "kind", "subject", "data", *_SAME],
+    select(_BASE + _rows.c.count, _rows.c.kind, _rows.c.subject, _rows.c.data, *_same.values()),
+)
 
 
 def record(session: Session, kind: str, subject: str, **data: Any) -> None:
     """Write one event into the session's transaction, in one statement; ``data`` must be JSON."""
-    values = _values(session, kind, subject, data)
-    session.execute(_INSERT, values)
+    session.execute(_INSERT, part_values(session, kind, subject, **data))
 
 
 def record_all(session: Session, happened: list[tuple[str, str, dict[str, Any]]]) -> None:
     """Write several events, each a kind, a subject and data, in one statement."""
-    rows = [_values(session, *event) for event in happened]
-    session.execute(insert(_events).values([{"seq": _BASE + row.pop("count"), **row} for row in rows]))
+    rows = [
+        {"count": _count(session), "kind": kind, "subject": subject, "data": data} for kind, subject, data in happened
+    ]
+    session.execute(_INSERT_ALL, {"events": rows, **_same_values(session)})
 
 
-def _values(session: Session, kind: str, subject: str, data: dict[str, Any]) -> dict[str, Any]:
-    actor: Actor = session.info.get("actor", LABCTL)
+def as_part() -> CTE:
+    """Give the insertion of one event as a part of another statement, for changes that come by the thousand."""
+    return _one.cte("event")
+
+
+def part_values(session: Session, kind: str, subject: str, **data: Any) -> dict[str, Any]:
+    """Give the parameters of :func:`as_part`; their names begin with ``event_``."""
     return {
-        "count": _count(session),
-        "at": clock.now(),
-        "kind": kind,
-        "subject": subject,
-        "actor": actor.name,
-        "request_id": actor.request_id,
-        "data": data,
+        "event_count": _count(session),
+        "event_kind": kind,
+        "event_subject": subject,
+        "event_data": data,
+        **_same_values(session),
     }
 
 
+def _same_values(session: Session) -> dict[str, Any]:
+    actor: Actor = session.info.get("actor", LABCTL)
+    return {"event_at": clock.now(), "event_actor": actor.name, "event_request_id": actor.request_id}
+
+
 def _count(session: Session) -> int:
-    """Count events on the session's connection; what matters is that the numbers within one transaction differ and grow."""
+    """Count events on the session's connection, so that the numbers within one transaction differ and grow."""
     info = session.connection().info
     if "event_count_of" not in session.info:
         session.info["event_count_of"] = True

@@ -5,10 +5,10 @@ from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
-from webob import Request
 
 from labctl import clock
 from labctl.errors import Invalid
+from labctl.http.resource import Request
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -46,7 +46,7 @@ def _check(value: Any, path: str, depth: int) -> None:
             raise Invalid("must not contain NUL characters", field=path or "body")
     elif isinstance(value, dict):
         for key, item in value.items():
-            _check(key, f"{path}.{key!r}"[1:] if "\0" in key else path, depth)
+            _check(key, f"{path}.{key!r}".lstrip(".") if "\0" in key else path, depth)
             _check(item, f"{path}.{key}" if path else key, depth + 1)
     elif isinstance(value, list):
         for item in value:
@@ -80,9 +80,15 @@ def describe(error: ValidationError) -> str:
 
 def text(request: Request, name: str) -> str | None:
     """Read a parameter of the query as text; None if it is missing."""
-    value = request.GET.get(name)
-    if value is not None and "\0" in value:
+    value = request.query.get(name)
+    if value is None or (value.isascii() and "\0" not in value):
+        return value
+    if "\0" in value:
         raise Invalid("must not contain NUL characters", field=name)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise Invalid("must be UTF-8", field=name) from error
     return value
 
 

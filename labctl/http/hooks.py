@@ -1,4 +1,4 @@
-"""Around every request: its id, the check of its credentials, its log line, and the one place where errors become answers."""
+"""Around every request: its id, its credentials, its log line, and the one place where errors become answers."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ class RequestHook(PecanHook):
     """Pecan calls its methods in the order in which they stand here."""
 
     def __init__(self, authenticate: Callable[[Claim], Identity], anonymous: Mapping[str, str]) -> None:
-        """``authenticate`` raises Unauthenticated; ``anonymous`` is the setting: a tree's name to write, read or none."""
+        """``authenticate`` raises Unauthenticated; ``anonymous`` is the setting: a tree to write, read or none."""
         self.authenticate = authenticate
         self.anonymous = anonymous
 
@@ -56,11 +56,11 @@ class RequestHook(PecanHook):
             raise Forbidden(f"{identity.name} does not have the right {tree!r}")
 
     def on_error(self, state: RoutingState, error: Exception) -> Response:
-        """Say what went wrong in the dialect of the tree; what nobody expected is logged and answers its request's id."""
+        """Say what went wrong in the tree's dialect; what nobody expected is logged and answers the request's id."""
         request: Request = state.request
         dialect = request.mount.dialect
         if not isinstance(error, LabError):
-            log.error("request_failed", exc_info=error, extra={"method": request.method, "path": request.path})
+            log.error("request_failed", exc_info=error, extra={"method": request.method, "path": request.path_text()})
             message = f"internal error; the log has more under request id {request.request_id}"
             return render.Answer(status=500, body=render.dumps(dialect.body(message)))
         message = error.message if error.field is None else f"{error.field}: {error.message}"
@@ -84,7 +84,7 @@ class RequestHook(PecanHook):
             "request_done",
             extra={
                 "method": request.method,
-                "path": request.path_info,
+                "path": request.path_text(),
                 "status": state.response.status_int,
                 "ms": round((time.perf_counter() - request.environ["labctl.began"]) * 1000, 1),
                 "user": identity.name if identity else "-",

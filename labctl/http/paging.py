@@ -1,27 +1,16 @@
-"""Pages of a list: ``count`` and ``page`` as old clients ask, and a cursor that is as fast on the last page as on the first."""
+"""Pages of a list: ``count`` and ``page`` as old clients ask, and a cursor that is as fast on the last page."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
 from labctl.errors import Invalid
 from labctl.http import body
 from labctl.http.resource import Request
+from labctl.paging import DEFAULT_COUNT, Page
 from labctl.settings import Settings
 
-DEFAULT_COUNT = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What part of a list is asked for: ``count`` rows, after ``offset`` rows or after the row at the cursor."""
-
-    count: int = DEFAULT_COUNT
-    offset: int = 0
-    #: The time and the id of the last row seen.
-    after: tuple[datetime, int] | None = None
 
 
 def page_of(request: Request, settings: Settings) -> Page:
@@ -36,12 +25,12 @@ def page_of(request: Request, settings: Settings) -> Page:
 
 
 def next_url(request: Request, page: Page, rows: int, last: tuple[datetime, int] | None) -> str | None:
-    """Give the URL of the rows after ``last``, or None if there were fewer than asked for, so that the list is at its end."""
+    """Give the URL of the rows after ``last``, or None if there were fewer than asked for: the list ends there."""
     if last is None or rows < page.count:
         return None
-    query = {name: value for name, value in request.GET.items() if name != "page"}
+    query = {name: value for name, value in request.query.items() if name != "page"}
     query["after"] = f"{(last[0] - _EPOCH) // _MICROSECOND}-{last[1]}"
-    return f"{request.path_url}?{urlencode(query)}"
+    return f"{request.own_url()}?{urlencode(query, errors='surrogateescape')}"
 
 
 def _read(cursor: str) -> tuple[datetime, int]:

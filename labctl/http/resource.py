@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pecan
 from webob import Response
@@ -49,6 +49,24 @@ class Request(pecan.Request):
     def actor(self) -> Actor:
         """Say who makes the changes of this request, for the log of events."""
         return Actor(self.identity.name if self.identity else "anonymous", self.request_id)
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The parameters of the query; what is no UTF-8 is there as lone surrogates, which labctl.http.body refuses."""
+        found: dict[str, str] | None = self.environ.get("labctl.query")
+        if found is None:
+            pairs = parse_qsl(self.environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="surrogateescape")
+            found = self.environ["labctl.query"] = dict(pairs)
+        return found
+
+    def own_url(self) -> str:
+        """Give the URL that was asked for, without its query, and encoded as it was: a name may hold a slash."""
+        raw: str = self.environ.get("RAW_URI", "")
+        return self.host_url + raw.partition("?")[0] if raw.startswith("/") and raw.isascii() else self.path_url
+
+    def path_text(self) -> str:
+        """Give the decoded path for a log line, whatever bytes it holds."""
+        return str(self.environ.get("PATH_INFO", "")).encode("latin-1").decode(errors="backslashreplace")
 
     def base_url(self) -> str:
         """Give the URL under which the tree was asked for, without a trailing slash."""
@@ -115,14 +133,17 @@ def path_segments(environ: Mapping[str, Any]) -> list[str]:
     """Decode the segments of the path one by one, so that a name may hold an encoded slash.
 
     gunicorn hands the undecoded target over as RAW_URI; where that is missing (another server), PATH_INFO must do.
-    Raises :class:`NotFound` for a path that is not UTF-8.
+    Raises :class:`NotFound` for a path that is not UTF-8, or no path.
     """
     try:
         if raw := environ.get("RAW_URI"):
             path = raw.partition("?")[0] if raw.startswith("/") else urlsplit(raw).path
+            if not path.isascii():
+                # Sent as it is, by clients that do not encode; the server hands bytes over as Latin-1.
+                path = path.encode("latin-1").decode()
             if "%" not in path:
                 return path.split("/")[1:]
             return [unquote(segment, errors="strict") for segment in path.split("/")[1:]]
         return environ.get("PATH_INFO", "").encode("latin-1").decode().split("/")[1:]
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise NotFound from error

@@ -46,7 +46,7 @@ class MachinesController(Resource):
         wanted = {name: value for name, value in chosen.items() if value is not None}
         with reading() as session:
             machines = queries.machines(session, wanted, count)
-        return [wire.node_to_wire(machine) for machine in machines]
+        return wire.nodes_to_wire(machines)
 
     def post(self, request: Request) -> Any:
         """Add a machine."""
@@ -190,9 +190,7 @@ class MachineJobsController(Resource):
                 self.logs,
                 run_name=run_name,
                 status=status,
-                count=page.count,
-                offset=page.offset,
-                after=page.after,
+                page=page,
             )
         following = paging.next_url(request, page, len(listed.documents), listed.last)
         return render.with_next(render.Text(runs.as_list(listed.documents)), following)

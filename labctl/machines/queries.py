@@ -1,14 +1,15 @@
 """Reading machines: narrow rows with the columns of a node on the wire, never objects."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Table, bindparam, func, select
+from sqlalchemy import Row, bindparam, func, select
 from sqlalchemy.orm import Session
 
+from labctl.db import table
 from labctl.machines.models import Machine
 
-_machines = cast(Table, Machine.__table__)
+_machines = table(Machine)
 _host = _machines.alias("host")
 
 #: What a node on the wire is made of.
@@ -27,13 +28,16 @@ _types = _types.union_all(select(_following.scalar_subquery()).where(_types.c.va
 _TYPES = select(_types.c.value).where(_types.c.value.is_not(None))
 
 
-def machines(session: Session, chosen: Mapping[Any, Any], count: int | None = None) -> Sequence[Mapping[Any, Any]]:
-    """List machines by name; ``chosen`` maps columns to the value, or the list of values, that they must have."""
+def machines(session: Session, chosen: Mapping[Any, Any], count: int | None = None) -> Sequence[Row[Any]]:
+    """List machines by name, with the columns of :data:`NODE`.
+
+    ``chosen`` maps columns to the value, or the list of values, that they must have.
+    """
     query = select(*NODE).order_by(_machines.c.name).limit(count)
     for name, value in chosen.items():
         column = _machines.c[name]
         query = query.where(column.in_(value) if isinstance(value, list) else column == value)
-    return session.execute(query).mappings().all()
+    return session.execute(query).all()
 
 
 def machine(session: Session, name: str) -> Mapping[Any, Any] | None:

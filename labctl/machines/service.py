@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import ARRAY, Integer, Table, Text, any_, bindparam, delete, func, or_, select, update
+from sqlalchemy import ARRAY, Integer, Text, any_, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from labctl import clock
+from labctl.db import table
 from labctl.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Unavailable
 from labctl.events.service import record, record_all
 from labctl.machines.models import Machine
@@ -30,7 +31,7 @@ _PLAIN = frozenset(
 )
 
 # Built once: putting a statement together costs as much as sending it.
-_machines = cast(Table, Machine.__table__)
+_machines = table(Machine)
 _names = bindparam("names", type_=ARRAY(Text))
 _HOLD = select(_machines).where(_machines.c.name == bindparam("name")).with_for_update(key_share=True)
 _FIND = select(_machines.c.id).where(_machines.c.name == bindparam("name"))
@@ -110,6 +111,10 @@ class Wanted:
     os_type: str | None = None
     os_version: str | None = None
     arch: str | None = None
+
+
+# Who tries again does so alone, or two who want nearly everything would take it from each other for ever.
+_BE_ALONE = select(func.pg_try_advisory_xact_lock(func.hashtext("labctl.machines.lock_many")))
 
 
 class _TooFew(Exception):
@@ -201,28 +206,31 @@ def lock_many(session: Session, wanted: Wanted) -> Sequence[Mapping[Any, Any]]:
 
     Machines that somebody else holds at that moment are passed over, so that nobody waits for anybody; where that
     leaves too few, what was taken is given back and tried again for a while. Raises :class:`Exhausted` when too few
-    are free.
+    are free, :class:`Unavailable` when enough are free and somebody holds them all the while.
     """
     values = {f"wanted_{name}": value for name, value in asdict(wanted).items()}
     deadline = time.monotonic() + PATIENCE
-    while not (machines := _take(session, values)):
+    machines = _take(session, values)
+    while not machines:
         free = session.execute(_COUNT_FREE, values).scalar_one()
         if free < wanted.count:
             raise Exhausted(f"only {free} nodes available")
         if time.monotonic() > deadline:
             raise Unavailable("others are locking these machines at the moment", retry_after=1)
-        # At random, so that two who take from each other meet only once.
-        time.sleep(random.uniform(0.002, 0.04))  # noqa: S311
+        time.sleep(random.uniform(0.002, 0.02))  # noqa: S311
+        machines = _take(session, values, alone=True)
     record_all(session, [_lock_event(machine["name"], machine, wanted.locked_by) for machine in machines])
     return machines
 
 
-def _take(session: Session, values: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
+def _take(session: Session, values: Mapping[Any, Any], *, alone: bool = False) -> Sequence[Mapping[Any, Any]]:
     with suppress(_TooFew), session.begin_nested():
+        if alone and not session.execute(_BE_ALONE).scalar():
+            raise _TooFew
         machines = session.execute(_LOCK_FREE, {**values, "now": clock.now()}).mappings().all()
         if len(machines) == values["wanted_count"]:
             return sorted(machines, key=itemgetter("name"))
-        # Whatever was picked is held until the savepoint is undone.
+        # Whatever was picked is held until the savepoint is undone, and so is the right to be alone.
         raise _TooFew
     return []
 

@@ -1,6 +1,6 @@
 """Machines as paddles' clients know them: nodes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from labctl import times
 from labctl.machines.service import Wanted
 
 #: The keys of a node, in their order.
@@ -164,15 +165,19 @@ def wanted_from_wire(given: LockManyInput) -> Wanted:
     )
 
 
-def time_to_wire(time: datetime | None) -> str | None:
-    """Write a time as ``YYYY-MM-DD HH:MM:SS[.ffffff]``, UTC without zone."""
-    return None if time is None else str(time.astimezone(UTC).replace(tzinfo=None))
+def nodes_to_wire(rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Shape machines whose columns come in the order of :data:`NODE_KEYS`."""
+    nodes = [dict(zip(NODE_KEYS, row, strict=True)) for row in rows]
+    for node in nodes:
+        if node["locked_since"] is not None:
+            node["locked_since"] = times.to_wire(node["locked_since"])
+    return nodes
 
 
 def node_to_wire(machine: Mapping[Any, Any]) -> dict[str, Any]:
     """Shape a machine."""
     node = {key: machine[key] for key in NODE_KEYS}
-    node["locked_since"] = time_to_wire(machine["locked_since"])
+    node["locked_since"] = times.to_wire(machine["locked_since"])
     return node
 
 

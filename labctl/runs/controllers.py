@@ -7,11 +7,12 @@ from urllib.parse import quote
 
 import orjson
 
+from labctl import times
 from labctl.db import reading, transaction
 from labctl.errors import Invalid, NotFound
 from labctl.http import body, paging, render
-from labctl.http.paging import Page
 from labctl.http.resource import Mount, Request, Resource
+from labctl.paging import Page
 from labctl.runs import documents, queries, queues, service, wire
 from labctl.runs.queries import Listed, RunFilter
 from labctl.runs.states import JobState
@@ -48,7 +49,7 @@ class RunsController(Resource):
         if fields:
             _check_fields(fields, wire.RUN_KEYS)
         with reading() as session:
-            listed = queries.newest_runs(session, page.count, page.offset, page.after)
+            listed = queries.newest_runs(session, page)
         return answer_list(request, page, listed, self.shaped(request, listed, fields))
 
     def shaped(self, request: Request, listed: Listed, fields: list[str] | None) -> Any:
@@ -153,15 +154,15 @@ class JobsController(Resource):
         fields = body.names(request, "fields")
         if fields:
             _check_fields(fields, wire.JOB_KEYS | frozenset(documents.RARE_KEYS))
+        found: Any
         with reading() as session:
             if fields:
-                cut = queries.fields_of_jobs(session, self.run_name, fields, self.runs.logs, status=status)
+                found = queries.fields_of_jobs(session, self.run_name, fields, self.runs.logs, status=status)
             else:
-                whole = queries.jobs_of_run(session, self.run_name, self.runs.logs, status=status)
-                cut = None if whole is None else render.Text(queries.as_list(whole))
-        if cut is None:
+                found = queries.jobs_of_run(session, self.run_name, self.runs.logs, status=status)
+        if found is None:
             raise NotFound(f"run not found: {self.run_name}")
-        return cut
+        return found if fields else render.Text(queries.as_list(found))
 
     def post(self, request: Request) -> Any:
         """Add a job."""
@@ -258,7 +259,7 @@ class ChosenRunsController(Resource):
         page = paging.page_of(request, self.settings)
         chosen = self.chosen_by(request)
         with reading() as session:
-            listed = queries.filtered_runs(session, chosen, page.count, page.offset, page.after)
+            listed = queries.filtered_runs(session, chosen, page)
         return answer_runs(request, page, listed)
 
 
@@ -337,7 +338,7 @@ class QueuedRunsController(Resource):
         """List the runs."""
         page = paging.page_of(request, self.settings)
         with reading() as session:
-            listed = queries.queued_runs(session, page.count, page.offset, page.after)
+            listed = queries.queued_runs(session, page)
         return answer_runs(request, page, listed)
 
 
@@ -418,7 +419,7 @@ class HeartbeatController(Resource):
         held = service.Claim(given.worker, given.attempt)
         with transaction(request.actor()) as session:
             until = queues.heartbeat(session, given.run, given.job_id, held, self.settings.job_lease)
-        return {"until": documents.time_to_wire(until)}
+        return {"until": times.to_wire(until)}
 
 
 class QueueStatsController(Resource):
@@ -471,9 +472,9 @@ def answer_runs(request: Request, page: Page, listed: Listed) -> Any:
 def check_run_name(name: str) -> None:
     """Refuse a run whose URL would be something else's; raises :class:`Invalid`."""
     if name in wire.RESERVED or not name.isprintable() or len(name) > wire.MAX_NAME:
+        words = ", ".join(sorted(wire.RESERVED))
         raise Invalid(
-            f"must be printable, at most {wire.MAX_NAME} characters, and none of the words {', '.join(sorted(wire.RESERVED))}",
-            field="name",
+            f"must be printable, at most {wire.MAX_NAME} characters, and none of the words {words}", field="name"
         )
 
 

@@ -39,33 +39,39 @@ def _status_case() -> str:
 
 
 #: A run as the current clients see it, less its URL: chr(1), which JSON cannot contain, stands where that begins.
-RUN_DOCUMENT = DDL("""
-CREATE OR REPLACE FUNCTION labctl_wire_time(t timestamptz) RETURNS text LANGUAGE sql IMMUTABLE
-    RETURN replace(to_char(t AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', '');
+RUN_DOCUMENT = DDL(  # type: ignore[no-untyped-call]
+    """
 CREATE OR REPLACE FUNCTION labctl_run_document(
     name text, path text, user_name text, status text, queued int, pass int, running int, waiting int, fail int,
     dead int, unknown int, total int, posted timestamptz, scheduled timestamptz, started timestamptz,
     updated timestamptz, branch text, suite text, machine_type text, sha1 text, priority int, flavor text
-) RETURNS text LANGUAGE sql IMMUTABLE
+) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE form CONSTANT text := 'YYYY-MM-DD HH24:MI:SS.US';
+BEGIN
     RETURN '{"name":' || to_json(name) || ',"href":"' || chr(1) || '/' || path || '/","user":' || to_json(user_name)
         || ',"status":"' || status || '","results":{"queued":' || queued || ',"pass":' || pass
         || ',"running":' || running || ',"waiting":' || waiting || ',"fail":' || fail || ',"dead":' || dead
         || ',"unknown":' || unknown || ',"total":' || total
         || ',"sha1":' || CASE total WHEN 0 THEN '"none"' ELSE coalesce(to_json(sha1)::text, 'null') END
         || ',"flavor":' || CASE total WHEN 0 THEN '"none"' ELSE coalesce(to_json(flavor)::text, 'null') END
-        || '},"jobs_count":' || total || ',"posted":"' || labctl_wire_time(posted)
-        || '","scheduled":"' || labctl_wire_time(scheduled)
-        || '","started":' || coalesce('"' || labctl_wire_time(started) || '"', 'null')
-        || ',"updated":' || coalesce('"' || labctl_wire_time(updated) || '"', 'null')
+        || '},"jobs_count":' || total
+        || ',"posted":"' || replace(to_char(posted AT TIME ZONE 'UTC', form), '.000000', '')
+        || '","scheduled":"' || replace(to_char(scheduled AT TIME ZONE 'UTC', form), '.000000', '')
+        || '","started":'
+        || coalesce('"' || replace(to_char(started AT TIME ZONE 'UTC', form), '.000000', '') || '"', 'null')
+        || ',"updated":'
+        || coalesce('"' || replace(to_char(updated AT TIME ZONE 'UTC', form), '.000000', '') || '"', 'null')
         || ',"branch":' || to_json(branch) || ',"suite":' || to_json(suite)
         || ',"machine_type":' || to_json(machine_type) || ',"sha1":' || coalesce(to_json(sha1)::text, 'null')
         || ',"priority":' || coalesce(priority::text, 'null')
         || ',"flavor":' || coalesce(to_json(flavor)::text, 'null') || '}';
-""")
+END $$
+"""
+)
 
 _DOCUMENT_CALL = (
-    f"labctl_run_document(name, path, user_name, {_status_case()}, queued, pass, running, waiting, fail, dead, unknown, "
-    f"{_TOTAL}, posted, scheduled, started, updated, branch, suite, machine_type, sha1, priority, flavor)"
+    f"labctl_run_document(name, path, user_name, {_status_case()}, queued, pass, running, waiting, fail, dead, "
+    f"unknown, {_TOTAL}, posted, scheduled, started, updated, branch, suite, machine_type, sha1, priority, flavor)"
 )
 
 

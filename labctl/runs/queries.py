@@ -3,20 +3,38 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
 from typing import Any
 
 import orjson
-from sqlalchemy import Column, Date, Select, Text, cast, func, literal, null, select, tuple_, union_all
+from sqlalchemy import (
+    Column,
+    Date,
+    Integer,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    null,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.orm import Session
 
+from labctl import times
+from labctl.db import PREPARED, table
 from labctl.machines.models import Machine
+from labctl.paging import Page
 from labctl.runs import documents
 from labctl.runs.documents import LogURL
 from labctl.runs.models import Job, JobMachine, Run
 from labctl.runs.states import JobState
 
-_runs = Run.__table__
-_jobs = Job.__table__
+_runs = table(Run)
+_jobs = table(Job)
 _day = cast(func.timezone("UTC", _runs.c.scheduled), Date)
 
 #: The columns that runs are filtered by, by the word in the URL.
@@ -72,47 +90,56 @@ def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
-def _page(
-    query: Select[Any],
-    by: Column[Any],
-    count: int,
-    offset: int,
-    after: tuple[datetime, int] | None,
-    newest: bool = True,
-) -> Select[Any]:
+def _page(query: Select[Any], by: Column[Any], page: Page, *, newest: bool = True) -> Select[Any]:
+    """Order a query and cut it to a page; the values come as parameters, see :func:`_place`."""
     identity = by.table.c.id
     query = query.order_by(by.desc(), identity.desc()) if newest else query.order_by(by, identity)
-    if after is not None:
-        place, end = tuple_(by, identity), tuple_(literal(after[0]), literal(after[1]))
+    if page.after is not None:
+        place = tuple_(by, identity)
+        end = tuple_(bindparam("after", type_=by.type), bindparam("after_id", type_=identity.type))
         query = query.where(place < end if newest else place > end)
-    return query.limit(count).offset(offset or None)
+    if page.offset:
+        query = query.offset(bindparam("offset", type_=Integer))
+    return query.limit(bindparam("count", type_=Integer))
 
 
-def newest_runs(session: Session, count: int, offset: int, after: tuple[datetime, int] | None) -> Listed:
+def _place(page: Page) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"count": page.count}
+    if page.after is not None:
+        parameters["after"], parameters["after_id"] = page.after
+    if page.offset:
+        parameters["offset"] = page.offset
+    return parameters
+
+
+@cache
+def _newest_runs(offset: bool, after: bool) -> Select[Any]:
+    page = Page(offset=int(offset), after=(datetime.min, 0) if after else None)
+    return _page(select(_runs.c.document, _runs.c.posted, _runs.c.id), _runs.c.posted, page)
+
+
+def newest_runs(session: Session, page: Page) -> Listed:
     """List runs, the last posted first."""
-    query = select(_runs.c.document, _runs.c.posted, _runs.c.id)
-    return Listed.of(session.execute(_page(query, _runs.c.posted, count, offset, after)).all())
+    return Listed.of(session.execute(_newest_runs(page.offset > 0, page.after is not None), _place(page)).all())
 
 
-def filtered_runs(
-    session: Session, chosen: RunFilter, count: int, offset: int, after: tuple[datetime, int] | None
-) -> Listed:
+def filtered_runs(session: Session, chosen: RunFilter, page: Page) -> Listed:
     """List the chosen runs, the last scheduled first."""
     query = chosen.apply(select(_runs.c.document, _runs.c.scheduled, _runs.c.id))
-    return Listed.of(session.execute(_page(query, _runs.c.scheduled, count, offset, after)).all())
+    return Listed.of(session.execute(_page(query, _runs.c.scheduled, page), _place(page)).all())
 
 
-def queued_runs(session: Session, count: int, offset: int, after: tuple[datetime, int] | None) -> Listed:
+def queued_runs(session: Session, page: Page) -> Listed:
     """List the runs that have queued jobs, the first scheduled first."""
     query = select(_runs.c.document, _runs.c.scheduled, _runs.c.id).where(_runs.c.queued > 0)
-    return Listed.of(session.execute(_page(query, _runs.c.scheduled, count, offset, after, newest=False)).all())
+    return Listed.of(session.execute(_page(query, _runs.c.scheduled, page, newest=False), _place(page)).all())
 
 
 def values_of(session: Session, name: str, chosen: RunFilter) -> list[str]:
     """List the values that the chosen runs have in a column of :data:`FILTERS`, or the days (``date``), sorted."""
     column: Any = _day if name == "date" else FILTERS[name]
     if chosen != RunFilter():
-        query = chosen.apply(select(column.distinct())).where(column.is_not(None)).order_by(column)
+        query = chosen.apply(select(column).distinct()).where(column.is_not(None)).order_by(column)
     elif name == "date":
         query = _days()
     else:
@@ -137,39 +164,37 @@ def _days() -> Select[Any]:
     return select(cast(func.timezone("UTC", days.c.first), Date)).where(days.c.first.is_not(None))
 
 
-def run(session: Session, name: str) -> str | None:
-    """Give a run's document, None if there is no such run."""
-    document: str | None = session.scalar(select(_runs.c.document).where(_runs.c.name == name))
-    return document
+_of_run = _jobs.c.run_id == select(_runs.c.id).where(_runs.c.name == bindparam("name")).scalar_subquery()
+_RUN_WITH_JOBS = (
+    union_all(
+        select(literal_column("0").label("id"), null().cast(Text).label("job_id"), _runs.c.document).where(
+            _runs.c.name == bindparam("name")
+        ),
+        select(_jobs.c.id, _jobs.c.job_id, _jobs.c.document).where(_of_run),
+    )
+    .order_by("id")
+    .execution_options(**PREPARED)
+)
+_JOB = select(_jobs.c.document).where(_of_run, _jobs.c.job_id == bindparam("job")).execution_options(**PREPARED)
 
 
 def run_with_jobs(session: Session, name: str, logs: LogURL) -> tuple[str, list[str]] | None:
-    """Give a run's document and those of its jobs in the order they came, of one instant; None if there is no such run."""
-    this = select(literal(0).label("id"), null().cast(Text).label("job_id"), _runs.c.document)
-    jobs = select(_jobs.c.id, _jobs.c.job_id, _jobs.c.document).join_from(_jobs, _runs)
-    both = union_all(this.where(_runs.c.name == name), jobs.where(_runs.c.name == name)).order_by("id")
-    rows = session.execute(both).all()
-    if not rows:
-        return None
-    return rows[0].document, [documents.complete(row.document, logs.of(name, row.job_id)) for row in rows[1:]]
+    """Give a run's document and its jobs' in the order they came, of one instant; None if there is no such run."""
+    rows = session.execute(_RUN_WITH_JOBS, {"name": name}).all()
+    # A job is tied to its run, so without a run there are no rows at all.
+    return (rows[0][2], logs.completed(name, (row[1:] for row in rows[1:]))) if rows else None
 
 
 def jobs_of_run(session: Session, name: str, logs: LogURL, *, status: str | None = None) -> list[str] | None:
     """Give the documents of a run's jobs, newest first; None if there is no such run."""
-    rows = _rows_of_run(session, name, status, _jobs.c.document)
-    return None if rows is None else [documents.complete(row.document, logs.of(name, row.job_id)) for row in rows]
+    rows = _rows_of_run(session, name, status, ("document",))
+    return None if rows is None else logs.completed(name, ((row[1], row[0]) for row in rows))
 
 
-#: What of a job can be had without opening its document.
-COLUMNS: Mapping[str, Column[Any]] = {
-    "job_id": _jobs.c.job_id,
-    "status": _jobs.c.status,
-    "queue": _jobs.c.queue,
-    "priority": _jobs.c.priority,
-    "user": _jobs.c.user_name,
-    "posted": _jobs.c.posted,
-    "started": _jobs.c.started,
-    "updated": _jobs.c.updated,
+#: What of a job can be had without opening its document: the keys of the wire, and the columns.
+COLUMNS: Mapping[str, str] = {
+    **{name: name for name in ("job_id", "status", "queue", "priority", "posted", "started", "updated")},
+    "user": "user_name",
 }
 
 
@@ -180,37 +205,52 @@ def fields_of_jobs(
     if any(field not in COLUMNS for field in fields):
         whole = jobs_of_run(session, name, logs, status=status)
         return None if whole is None else documents.cut(whole, fields)
-    rows = _rows_of_run(session, name, status, *(COLUMNS[field] for field in fields))
+    rows = _rows_of_run(session, name, status, tuple(COLUMNS[field] for field in fields))
     if rows is None:
         return None
-    return [dict(zip(fields, map(_to_wire, row[2:]), strict=True)) for row in rows]
+    if _TIMES.isdisjoint(fields):
+        return [dict(zip(fields, row, strict=False)) for row in rows]
+    return [dict(zip(fields, map(_to_wire, row), strict=False)) for row in rows]
+
+
+_TIMES = frozenset(("posted", "started", "updated"))
 
 
 def _to_wire(value: Any) -> Any:
-    return documents.time_to_wire(value) if isinstance(value, datetime) else value
+    return times.to_wire(value) if isinstance(value, datetime) else value
 
 
-def _rows_of_run(session: Session, name: str, status: str | None, *columns: Column[Any]) -> list[Any] | None:
-    """Select from a run's jobs; an outer join tells a run without jobs from no run, in one statement."""
+def _rows_of_run(session: Session, name: str, status: str | None, columns: tuple[str, ...]) -> list[Any] | None:
+    """Select from a run's jobs, newest first; the rows end with job_id and id. None if there is no such run."""
+    parameters = {"name": name} if status is None else {"name": name, "status": status}
+    rows = session.execute(_select_from_run(columns, status is not None), parameters).all()
+    if not rows:
+        return None
+    return [] if rows[0][-1] is None else list(rows)
+
+
+@cache
+def _select_from_run(columns: tuple[str, ...], by_status: bool) -> Select[Any]:
+    """Select columns of a run's jobs; an outer join tells a run without jobs from no run, in one statement."""
     on = _jobs.c.run_id == _runs.c.id
-    if status is not None:
-        on = on & (_jobs.c.status == status)
-    query = select(_jobs.c.id, _jobs.c.job_id, *columns).select_from(_runs.outerjoin(_jobs, on))
-    rows = session.execute(query.where(_runs.c.name == name).order_by(_jobs.c.id.desc())).all()
-    return [row for row in rows if row[0] is not None] if rows else None
+    if by_status:
+        on = on & (_jobs.c.status == bindparam("status"))
+    query = select(*(_jobs.c[column] for column in columns), _jobs.c.job_id.label("job"), _jobs.c.id.label("row"))
+    query = query.select_from(_runs.outerjoin(_jobs, on))
+    query = query.where(_runs.c.name == bindparam("name")).order_by(_jobs.c.id.desc())
+    return query.execution_options(**PREPARED)
 
 
 def job(session: Session, run_name: str, job_id: str, logs: LogURL) -> str | None:
     """Give a job's document, None if there is no such job."""
-    query = select(_jobs.c.document).join_from(_jobs, _runs).where(_runs.c.name == run_name, _jobs.c.job_id == job_id)
-    document = session.scalar(query)
-    return None if document is None else documents.complete(document, logs.of(run_name, job_id))
+    document = session.scalar(_JOB, {"name": run_name, "job": job_id})
+    return None if document is None else logs.complete(run_name, job_id, document)
 
 
 def statuses_of_jobs(session: Session, name: str) -> list[tuple[str, str]] | None:
     """List the ids of a run's jobs with their statuses, in the order they came; None if there is no such run."""
-    rows = _rows_of_run(session, name, None, _jobs.c.status)
-    return None if rows is None else [(row.job_id, row.status) for row in reversed(rows)]
+    rows = _rows_of_run(session, name, None, ("status",))
+    return None if rows is None else [(row[1], row[0]) for row in reversed(rows)]
 
 
 def jobs_of_machine(
@@ -220,9 +260,7 @@ def jobs_of_machine(
     *,
     run_name: str | None,
     status: str | None,
-    count: int,
-    offset: int,
-    after: tuple[datetime, int] | None,
+    page: Page,
 ) -> Listed:
     """List the jobs that ran on a machine, newest first."""
     query = (
@@ -231,17 +269,17 @@ def jobs_of_machine(
         .join(_runs, _runs.c.id == _jobs.c.run_id)
         .where(JobMachine.machine_id == machine)
         .order_by(JobMachine.job.desc())
-        .limit(count)
-        .offset(offset or None)
+        .limit(page.count)
+        .offset(page.offset or None)
     )
     if run_name is not None:
         query = query.where(_runs.c.name == run_name)
     if status is not None:
         query = query.where(_jobs.c.status == status)
-    if after is not None:
-        query = query.where(JobMachine.job < after[1])
+    if page.after is not None:
+        query = query.where(JobMachine.job < page.after[1])
     rows = session.execute(query).all()
-    return Listed.of([(documents.complete(row[2], logs.of(row[0], row[1])), row[3], row[4]) for row in rows])
+    return Listed.of([(logs.complete(row[0], row[1], row[2]), row[3], row[4]) for row in rows])
 
 
 def job_counts_by_machine(

@@ -9,15 +9,16 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from labctl import clock, lease
+from labctl.db import table
 from labctl.errors import Conflict, Forbidden, Invalid, Unavailable
 from labctl.events.service import record
-from labctl.runs import documents, service
+from labctl.runs import service
 from labctl.runs.documents import LogURL
 from labctl.runs.models import Job, Queue, Run
 from labctl.runs.states import JobState
 
-_runs = Run.__table__
-_jobs = Job.__table__
+_runs = table(Run)
+_jobs = table(Job)
 
 
 def add(session: Session, name: str) -> None:
@@ -84,7 +85,7 @@ def queued_jobs(
     if run_name is not None:
         query = query.where(_runs.c.name == run_name)
     rows = session.execute(query)
-    return [documents.complete(row.document, logs.of(row.name, row.job_id)) for row in rows]
+    return [logs.complete(row.name, row.job_id, row.document) for row in rows]
 
 
 def next_job(session: Session, name: str, logs: LogURL) -> str | None:
@@ -98,7 +99,7 @@ def next_job(session: Session, name: str, logs: LogURL) -> str | None:
         .limit(1)
     )
     row = session.execute(query).first()
-    return None if row is None else documents.complete(row.document, logs.of(row.name, row.job_id))
+    return None if row is None else logs.complete(row.name, row.job_id, row.document)
 
 
 def _check_not_paused(session: Session, name: str) -> None:

@@ -14,15 +14,16 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from labctl import clock
+from labctl.db import PREPARED, table
 from labctl.errors import Conflict, Forbidden, NotFound
-from labctl.events.service import record
+from labctl.events.service import as_part, part_values, record
 from labctl.machines import service as machines
 from labctl.runs import documents, names
 from labctl.runs.models import Job, JobMachine, Run
 from labctl.runs.states import FINAL, NOT_STARTED, JobState
 
-_runs = Run.__table__
-_jobs = Job.__table__
+_runs = table(Run)
+_jobs = table(Job)
 
 #: What a run takes over from whatever job says it last.
 _CORRECTED = ("branch", "suite", "machine_type", "sha1", "flavor", "priority")
@@ -49,6 +50,7 @@ _FIND_RUN = (
     )
     .where(_runs.c.name == bindparam("name"))
     .with_for_update(read=True, key_share=True)
+    .execution_options(**PREPARED)
 )
 
 _added = (
@@ -69,6 +71,8 @@ _ADD_JOB = (
     .where(_runs.c.id == bindparam("in_run"), exists(select(_added.c.id)))
     .values(_RUN_CHANGES)
     .returning(select(_added.c.id).scalar_subquery())
+    .add_cte(as_part())
+    .execution_options(**PREPARED)
 )
 
 _FIND_JOB = (
@@ -79,6 +83,7 @@ _FIND_JOB = (
     .join_from(_jobs, _runs)
     .where(_runs.c.name == bindparam("name"), _jobs.c.job_id == bindparam("job"))
     .with_for_update(of=_jobs, key_share=True)
+    .execution_options(**PREPARED)
 )
 _UPDATE_JOB = (
     update(_runs)
@@ -88,14 +93,15 @@ _UPDATE_JOB = (
         update(_jobs)
         .where(_jobs.c.id == bindparam("this_job"))
         .values(
-            {column: bindparam(f"job_{column}", type_=_jobs.c[column].type) for column in _JOB_COLUMNS}
-            | {
+            {
                 column: bindparam(f"job_{column}", type_=_jobs.c[column].type)
-                for column in ("lease_holder", "lease_until")
+                for column in (*_JOB_COLUMNS, "lease_holder", "lease_until")
             }
         )
-        .cte("updated_job")
+        .cte("updated_job"),
+        as_part(),
     )
+    .execution_options(**PREPARED)
 )
 _REMOVE_JOB = (
     update(_runs)
@@ -103,7 +109,7 @@ _REMOVE_JOB = (
     .values(
         {_runs.c[state.value]: _runs.c[state.value] - bindparam(f"add_{state}", type_=Integer) for state in JobState}
     )
-    .add_cte(delete(_jobs).where(_jobs.c.id == bindparam("this_job")).cte("removed_job"))
+    .add_cte(delete(_jobs).where(_jobs.c.id == bindparam("this_job")).cte("removed_job"), as_part())
 )
 
 
@@ -185,10 +191,10 @@ def remove_run(session: Session, name: str) -> None:
 def report_job(session: Session, run_name: str, report: Report, *, add_run: bool) -> str:
     """Add a job to a run and give its id, made here if the report has none.
 
-    Raises :class:`Conflict` if the run has that job, :class:`NotFound` if there is no such run and ``add_run`` is false.
+    Raises :class:`Conflict` if the run has that job, :class:`NotFound` if there is no run and ``add_run`` is false.
     """
     run_id = _find_or_add_run(session, run_name, add_run)
-    job_id = report.job_id or _new_job_id(session)
+    job_id = report.job_id or _new_job_id(session, run_id)
     now = clock.now()
     status = job_status(None, report.changes)
     started = now if status == JobState.RUNNING else None
@@ -196,13 +202,20 @@ def report_job(session: Session, run_name: str, report: Report, *, add_run: bool
     changes = report.changes | {"job_id": job_id, "status": status}
     content = documents.EMPTY | changes
     document = documents.write(content, posted=now, started=started, updated=updated)
-    record(session, "job.added", f"runs/{run_name}/jobs/{job_id}", status=status)
-    values = _run_values(report, changes, now, None, started) | _job_values(content, document, started, updated)
-    added = session.execute(_ADD_JOB, values | {"in_run": run_id, "job_job_id": job_id, "job_posted": now}).scalar()
+    # Before the run is locked: an update of another job, which holds the machines, may wait for the run.
+    on = _machines_of(session, content)
+    values = {
+        "in_run": run_id,
+        "job_job_id": job_id,
+        "job_posted": now,
+        **_run_values(report, changes, now, None, started),
+        **_job_values(content, document, started, updated),
+        **part_values(session, "job.added", f"runs/{run_name}/jobs/{job_id}", status=status),
+    }
+    added = session.execute(_ADD_JOB, values).scalar()
     if added is None:
         raise Conflict(f"job with job_id {job_id} already exists")
-    if content["targets"]:
-        _tie(session, added, now, content)
+    _tie(session, added, now, on)
     return job_id
 
 
@@ -216,8 +229,12 @@ def _find_or_add_run(session: Session, name: str, add_run: bool) -> int:
     return int(found.id)
 
 
-def _new_job_id(session: Session) -> str:
-    return str(session.scalar(select(func.nextval("jobs_id_seq"))))
+def _new_job_id(session: Session, run_id: int) -> str:
+    # Clients choose numbers, too.
+    while True:
+        job_id = str(session.scalar(select(func.nextval("jobs_id_seq"))))
+        if not session.scalar(select(exists().where(_jobs.c.run_id == run_id, _jobs.c.job_id == job_id))):
+            return job_id
 
 
 def update_job(session: Session, run_name: str, job_id: str, report: Report) -> None:
@@ -241,17 +258,20 @@ def update_job(session: Session, run_name: str, job_id: str, report: Report) -> 
     known = documents.read(job.document)
     content = known | changes
     document = documents.write(content, posted=job.posted, started=started, updated=updated)
-    if content["targets"] and content["targets"] != known["targets"]:
-        _tie(session, job.id, job.posted, content)
-    data = {"status": status} | ({"was": old} if status != old else {})
-    record(session, "job.updated", f"runs/{run_name}/jobs/{job_id}", **data)
-    values = _run_values(report, changes, now, old, started) | _job_values(content, document, started, updated)
+    if content["targets"] != known["targets"]:
+        _tie(session, job.id, job.posted, _machines_of(session, content))
     kept = status == JobState.WAITING
-    values |= {
+    was = {"was": old} if status != old else {}
+    values = {
+        "in_run": job.run_id,
+        "this_job": job.id,
         "job_lease_holder": job.lease_holder if kept else None,
         "job_lease_until": job.lease_until if kept else None,
+        **_run_values(report, changes, now, old, started),
+        **_job_values(content, document, started, updated),
+        **part_values(session, "job.updated", f"runs/{run_name}/jobs/{job_id}", status=status, **was),
     }
-    session.execute(_UPDATE_JOB, values | {"in_run": job.run_id, "this_job": job.id})
+    session.execute(_UPDATE_JOB, values)
 
 
 def remove_job(session: Session, run_name: str, job_id: str) -> None:
@@ -259,9 +279,13 @@ def remove_job(session: Session, run_name: str, job_id: str) -> None:
     job = session.execute(_FIND_JOB, {"name": run_name, "job": job_id}).first()
     if job is None:
         raise NotFound("attempted to delete a non-existent job")
-    record(session, "job.removed", f"runs/{run_name}/jobs/{job_id}", status=job.status)
-    gone = {f"add_{state}": int(state == job.status) for state in JobState}
-    session.execute(_REMOVE_JOB, gone | {"in_run": job.run_id, "this_job": job.id})
+    values = {
+        "in_run": job.run_id,
+        "this_job": job.id,
+        **{f"add_{state}": int(state == job.status) for state in JobState},
+        **part_values(session, "job.removed", f"runs/{run_name}/jobs/{job_id}", status=job.status),
+    }
+    session.execute(_REMOVE_JOB, values)
 
 
 def _run_values(
@@ -290,9 +314,14 @@ def _job_values(content: dict[str, Any], document: str, started: datetime | None
     }
 
 
-def _tie(session: Session, job: int, posted: datetime, content: dict[str, Any]) -> None:
-    """Tie a job to the machines among its targets, ``{"user@host": key}``, adding those that are not known."""
-    hosts = sorted({target.rpartition("@")[2] for target in content["targets"]})
-    ids = machines.ensure(session, hosts, content["machine_type"])
-    rows = [{"job": job, "machine_id": machine, "posted": posted} for machine in ids]
-    session.execute(upsert(JobMachine).values(rows).on_conflict_do_nothing())
+def _machines_of(session: Session, content: dict[str, Any]) -> list[int]:
+    """Give the machines among a job's targets, ``{"user@host": key}``, adding those that are not known."""
+    hosts = sorted({target.rpartition("@")[2] for target in content["targets"] or ()})
+    return machines.ensure(session, hosts, content["machine_type"]) if hosts else []
+
+
+def _tie(session: Session, job: int, posted: datetime, on: list[int]) -> None:
+    """Tie a job to machines."""
+    if on:
+        rows = [{"job": job, "machine_id": machine, "posted": posted} for machine in on]
+        session.execute(upsert(JobMachine).values(rows).on_conflict_do_nothing())

@@ -1,11 +1,15 @@
 """Runs, jobs and queues as JSON: what clients may send, and the shapes they get."""
 
+import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from labctl.runs.documents import KEYS, RARE_KEYS, time_to_wire
+from labctl import times
+from labctl.runs.documents import KEYS, RARE_KEYS
 from labctl.runs.models import Queue
 from labctl.runs.queries import FILTERS
 from labctl.runs.queues import Claimed, is_paused
@@ -15,15 +19,20 @@ from labctl.runs.states import JobState
 MAX_NAME = 512
 #: Words that mean something else behind ``/runs/``.
 RESERVED = frozenset((*FILTERS, "flavors", "date", "queued")) - {"flavor"}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[ _]\d\d:\d\d:\d\d(\.\d{1,6})?", re.ASCII)
 
 
 def _printable(value: str) -> str:
-    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+    if _CONTROL.search(value):
         raise ValueError("must not contain control characters")
     return value
 
 
 def _id(value: Any) -> Any:
+    if isinstance(value, float):
+        # Numbers stand for strings elsewhere; 1.0 and 1 must not be two jobs.
+        raise ValueError("must be a string or a whole number")
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -31,11 +40,9 @@ def _time(value: Any) -> Any:
     """Read ``YYYY-MM-DD HH:MM:SS[.ffffff]`` or with an underscore, as teuthology writes it, in the server's zone."""
     if value is None:
         return None
-    for form in ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%d_%H:%M:%S", "%Y-%m-%d_%H:%M:%S.%f"):
-        try:
-            return datetime.strptime(value, form).astimezone(UTC)
-        except (ValueError, TypeError, OverflowError):
-            continue
+    if isinstance(value, str) and _TIME.fullmatch(value):
+        with suppress(ValueError, OverflowError):
+            return datetime.fromisoformat(value.replace("_", " ")).astimezone(UTC)
     raise ValueError("must be a time such as 2026-01-02 03:04:05")
 
 
@@ -148,8 +155,24 @@ def report_from_wire(given: JobInput) -> Report:
 
 #: The keys of a run; ``jobs`` comes with a single run only.
 RUN_KEYS = frozenset(
-    "name href user status results jobs_count posted scheduled started updated branch suite machine_type sha1 priority "
-    "flavor".split()
+    [
+        "name",
+        "href",
+        "user",
+        "status",
+        "results",
+        "jobs_count",
+        "posted",
+        "scheduled",
+        "started",
+        "updated",
+        "branch",
+        "suite",
+        "machine_type",
+        "sha1",
+        "priority",
+        "flavor",
+    ]
 )
 JOB_KEYS = frozenset((*KEYS, "log_href", "href"))
 
@@ -162,7 +185,7 @@ def run_to_entry(run: dict[str, Any]) -> dict[str, Any]:
 def job_to_entry(job_id: str, status: str, run_href: str) -> dict[str, Any]:
     """Shape a job as paddles' README lists it, behind its id: counts of one job."""
     results: dict[str, int] = {state.value: int(state == status) for state in JobState}
-    return {"href": f"{run_href}/jobs/{job_id}/", "status": status, "results": results | {"total": 1}}
+    return {"href": f"{run_href}/jobs/{quote(job_id, safe=':')}/", "status": status, "results": results | {"total": 1}}
 
 
 class QueueInput(BaseModel):
@@ -200,8 +223,8 @@ def queue_to_wire(queue: Queue) -> dict[str, Any]:
         "queue": queue.name,
         "paused": paused,
         "paused_by": queue.paused_by if paused else None,
-        "paused_since": time_to_wire(queue.paused_since) if paused else None,
-        "paused_until": time_to_wire(queue.paused_until) if paused else None,
+        "paused_since": times.to_wire(queue.paused_since) if paused else None,
+        "paused_until": times.to_wire(queue.paused_until) if paused else None,
     }
 
 
@@ -212,5 +235,5 @@ def claim_to_wire(claimed: Claimed) -> dict[str, Any]:
         "job_id": claimed.job_id,
         "worker": claimed.worker,
         "attempt": claimed.attempt,
-        "until": time_to_wire(claimed.until),
+        "until": times.to_wire(claimed.until),
     }

@@ -100,7 +100,7 @@ def create_first_admin(session: Session, secret: str) -> bool:
 def add_user(
     session: Session, name: str, *, password: str | None = None, admin: bool = False, rights: Sequence[str] = ()
 ) -> None:
-    """Add a user; raises :class:`Conflict` if there is one of that name, :class:`Invalid` for a bad name or password."""
+    """Add a user; raises :class:`Conflict` for a name that is taken, :class:`Invalid` for a bad name or password."""
     if not 1 <= len(name) <= 128 or not name.isprintable() or ":" in name:
         raise Invalid("must be 1 to 128 printable characters without a colon", field="name")
     statement = insert(User).values(

@@ -107,9 +107,9 @@ def within_reach(binaries: Binaries, user: tuple[int, int]) -> Binaries:
     """Give the same programs where ``user`` can run them: as they are, or as a copy that belongs to root."""
     if _can_run(binaries, user):
         return binaries
-    program = binaries.directory / "postgres"
-    stat = program.stat()
-    mark = hashlib.sha256(f"{program} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    # Named after what it is, not after where it comes from: every checkout with the same wheel shares one copy.
+    with open(binaries.directory / "postgres", "rb") as program:
+        mark = hashlib.file_digest(program, "sha256").hexdigest()[:12]
     copy = CACHE / f"postgres-{binaries.version}-{mark}"
     try:
         CACHE.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -57,22 +57,23 @@ class Child:
         if self.process is not None:
             if self.process.poll() is None:
                 return None
-            self._note_end(self.process, now)
-        if now < self._start_at:
-            return self._start_at - now
-        self.start()
-        return None
+            self._note_end(describe_end(self.process.returncode), now)
+        if now >= self._start_at:
+            try:
+                self.start()
+                return None
+            except (OSError, subprocess.SubprocessError) as error:
+                # Out of processes or memory, for now.
+                self._note_end(str(error), now)
+        return self._start_at - now
 
-    def _note_end(self, process: "subprocess.Popen[bytes]", now: float) -> None:
-        self.failures = 1 if now - self._started >= STABLE else self.failures + 1
+    def _note_end(self, end: str, now: float) -> None:
+        self.failures = 1 if self.process and now - self._started >= STABLE else self.failures + 1
         pause = min(FIRST_PAUSE * 2 ** (self.failures - 1), LONGEST_PAUSE)
         self._start_at = now + pause
-        self.last_end = describe_end(process.returncode)
+        self.last_end = end
+        log.warning("child_ended", extra={"child": self.name, "pid": self.pid, "ended_with": end, "again_in": pause})
         self.process = None
-        log.warning(
-            "child_ended",
-            extra={"child": self.name, "pid": process.pid, "ended_with": self.last_end, "again_in": pause},
-        )
 
     def ask_to_stop(self) -> None:
         """Send the stop signal, if there is a process."""

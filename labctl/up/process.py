@@ -35,7 +35,12 @@ def _call(option: int, value: int) -> None:
 def children() -> set[int]:
     """List the children of this process, adopted ones included."""
     # The list is per thread; only the main thread starts processes here, and adopts.
-    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+    try:
+        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    except FileNotFoundError:
+        # A kernel that does not list them; then only those that are known by name are looked after.
+        return set()
+    return {int(pid) for pid in listed.split()}
 
 
 def spawn(

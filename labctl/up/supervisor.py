@@ -45,7 +45,7 @@ def run(settings: Settings) -> None:
     """Run labctl until SIGTERM, SIGINT or SIGHUP; raises :class:`UpError` when it cannot be started."""
     try:
         Supervisor(settings).run()
-    except PostgresError as error:
+    except (PostgresError, OSError) as error:
         raise UpError(str(error)) from error
 
 
@@ -201,7 +201,7 @@ class Supervisor:
         command = [sys.executable, "-m", "gunicorn", "--config", "python:labctl.gunicorn_config"]
         return process.spawn(
             [*command, "--bind", f"fd://{listener}", "labctl.wsgi:app"],
-            # Quick, not graceful: with this process the database goes, too.
+            # Quick, not graceful: the port must be free for the next labctl up, and the database ends as well.
             death_signal=signal.SIGQUIT,
             environ=self.environ,
             pass_fds=(listener, self._family),
@@ -214,7 +214,8 @@ class Supervisor:
         try:
             return process.spawn(
                 [sys.executable, "-m", "labctl.cli.main", "worker"],
-                death_signal=signal.SIGTERM,
+                # Without a database it could not even write down what it finished; killed tasks run again.
+                death_signal=signal.SIGKILL if self.postgres else signal.SIGTERM,
                 environ={**self.environ, "LABCTL_READY_FD": str(say)},
                 pass_fds=(say, self._family),
             )
@@ -281,11 +282,9 @@ class Supervisor:
         deadline = time.monotonic() + patience
         killed: set[int] = set()
         while True:
-            for child in self._children():
-                if child.process is not None:
-                    child.process.poll()
             self._reap_adopted()
-            left = process.children() - {but}
+            own = {child.pid for child in self._children() if child.process and child.process.poll() is None}
+            left = {pid for pid in own | process.children() if pid is not None} - {but}
             if not left:
                 return
             if time.monotonic() > deadline or (self.signals.hurry and but is not None):
@@ -318,13 +317,14 @@ def make_first_admin(url: str, path: Path) -> None:
     """Make the first admin, if there is no user at all, and leave the token in a file that only this user can read."""
     from labctl import db
     from labctl.tokens import service
-    from labctl.tokens.secrets import new_secret
+    from labctl.tokens.secrets import looks_like_token, new_secret
 
     engine = db.configure(url, pool_size=1)
     try:
         with db.transaction() as session:
             # A file without a user is what a crash between the two leaves.
-            secret = (path.read_text().strip() if path.exists() else "") or new_secret()
+            left = path.read_text().strip() if path.exists() else ""
+            secret = left if looks_like_token(left) else new_secret()
             if service.create_first_admin(session, secret):
                 # Before the commit: a token that nobody can read again must not be the only one.
                 files.write_secret(path, f"{secret}\n")

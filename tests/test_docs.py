@@ -1,0 +1,271 @@
+"""The documentation is complete and true: settings, routes, rights and plugin groups, parsed out of it and compared."""
+
+import ast
+import re
+from importlib.metadata import distribution
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from sqlalchemy.orm import Session
+from webtest import TestApp
+
+from labctl import app as application
+from labctl import settings as configuration
+from labctl.runs import queries
+from labctl.settings import ANONYMOUS, Settings
+from labctl.tokens import service as tokens
+
+from .routes import routes
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+CONFIG = ROOT / "config.py.in"
+
+NAMES = [setting.name for setting in Settings.all()]
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def table(page: str, *heading: str) -> list[list[str]]:
+    """Parse the simple table of a page that has this heading: its rows, cell by cell, without marks of literals."""
+    lines = (DOCS / page).read_text().splitlines()
+    for number, line in enumerate(lines):
+        borders = [match.span() for match in re.finditer("=+", line)] if set(line.strip()) == {"=", " "} else []
+        if not borders or _cells(lines[number + 1], borders) != list(heading):
+            continue
+        assert lines[number + 2] == line, f"{page}: the heading {heading} is not underlined"
+        end = lines.index(line, number + 3)
+        return [_cells(row, borders) for row in lines[number + 3 : end]]
+    raise AssertionError(f"{page} has no table with the heading {heading}")
+
+
+def _cells(row: str, borders: list[tuple[int, int]]) -> list[str]:
+    starts = [start for start, _ in borders] + [None]
+    return [row[start:end].strip().replace("``", "") for start, end in pairwise(starts)]
+
+
+# Settings
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """Read docs/settings.rst: for each setting its help and its fields."""
+    blocks = re.split(r"^``(\w+)``$", (DOCS / "settings.rst").read_text(), flags=re.MULTILINE)[1:]
+    found: dict[str, dict[str, str]] = {}
+    for name, text in zip(blocks[::2], blocks[1::2], strict=True):
+        help, _, rest = text.partition("    :type:")
+        fields = dict(re.findall(r"^    :(\w+): (.+)$", f"    :type:{rest}", re.MULTILINE))
+        found[name] = {"help": words(help), **{key: value.strip() for key, value in fields.items()}}
+    return found
+
+
+def described(hint: Any) -> str:
+    """Say in words what values a setting may have."""
+    least = most = above = None
+    if get_origin(hint) is Annotated:
+        hint, *limits = get_args(hint)
+        for limit in (each for limits_ in limits for each in limits_.metadata):
+            least = getattr(limit, "ge", least)
+            most = getattr(limit, "le", most)
+            above = getattr(limit, "gt", above)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(f'``{value}``' for value in get_args(hint))}"
+    if get_origin(hint) is dict:
+        *most_values, last = (f"``{value}``" for value in get_args(get_args(hint)[1]))
+        return f"from a tree to {', '.join(most_values)} or {last}"
+    name = {str: "text", int: "whole number", float: "number"}[hint]
+    if most is not None:
+        return f"{name}, {least} to {most}"
+    if above is not None:
+        return f"{name}, more than {above}"
+    return name if least is None else f"{name}, {least} or more"
+
+
+def test_docs_settings_lists_every_setting_in_order() -> None:
+    assert list(documented()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docs_settings_tells_help_type_default_and_environment(name: str) -> None:
+    setting = next(each for each in Settings.all() if each.name == name)
+    found = documented()[name]
+
+    assert found["help"] == setting.metadata["help"]
+    assert found["type"] == described(get_type_hints(Settings, include_extras=True)[name])
+    assert ast.literal_eval(found["default"].strip("`")) == getattr(Settings(), name)
+    assert found["environment"] == f"``LABCTL_{name.upper()}``"
+
+
+def in_config() -> dict[str, tuple[str, Any]]:
+    """Read config.py.in: for each commented-out setting its help and its value."""
+    found = {}
+    for block in CONFIG.read_text().split("\n\n")[1:]:
+        *comments, assignment = block.strip().splitlines()
+        name, value = re.fullmatch(r"#(\w+) = (.+)", assignment).groups()  # type: ignore[union-attr]
+        found[name] = (words(" ".join(line.removeprefix("#") for line in comments)), ast.literal_eval(value))
+    return found
+
+
+def test_config_py_in_has_every_setting_with_its_help_at_its_default() -> None:
+    expected = {each.name: (each.metadata["help"], getattr(Settings(), each.name)) for each in Settings.all()}
+
+    assert in_config() == expected
+    assert list(in_config()) == NAMES
+
+
+def test_config_py_in_as_it_is_and_uncommented_loads_to_the_defaults(tmp_path: Path) -> None:
+    uncommented = tmp_path / "config.py"
+    uncommented.write_text(re.sub(r"^#(\w+ = )", r"\1", CONFIG.read_text(), flags=re.MULTILINE))
+
+    assert "\nweb_workers = " in uncommented.read_text()
+    assert configuration.load({}, str(CONFIG)) == Settings()
+    assert configuration.load({}, str(uncommented)) == Settings()
+
+
+# Routes
+
+
+def test_docs_protocols_lists_every_route_with_its_methods_tree_and_dialect(settings: Settings) -> None:
+    expected = [
+        [route.path, ", ".join(route.methods), route.tree or "\u2013", route.dialect] for route in routes(settings)
+    ]
+    rows = table("protocols.rst", "path", "methods", "tree", "dialect")
+
+    assert sorted(rows) == sorted(expected)
+
+
+def test_docs_protocols_lists_the_columns_that_runs_are_chosen_by() -> None:
+    line = re.search(
+        r"^``\{column\}`` is one of (.+?)\.", (DOCS / "protocols.rst").read_text(), re.MULTILINE | re.DOTALL
+    )
+
+    assert line is not None
+    assert re.findall("``(.+?)``", line[1]) == list(queries.FILTERS)
+
+
+# Rights
+
+
+def test_docs_access_tells_what_each_tree_is_open_to() -> None:
+    assert dict(table("access.rst", "tree", "open to everybody for")) == ANONYMOUS
+
+
+WHO = ("anonymous", "another right", "the right", "admin", "scoped admin")
+
+READS = {"runs": "/runs/", "machines": "/nodes/", "queue": "/queue/", "events": "/api/events"}
+WRITES = {
+    "runs": ("/runs/", {"name": "access"}),
+    "machines": ("/nodes/", {"name": "access"}),
+    "queue": ("/queue/", {"queue": "access"}),
+    "events": ("/api/events", {}),
+}
+
+
+def test_there_is_a_request_for_each_tree() -> None:
+    assert READS.keys() == WRITES.keys() == ANONYMOUS.keys()
+
+
+def headers(session: Session, who: str, tree: str) -> dict[str, str]:
+    """Make a user or a token, and give what proves it."""
+    other = next(each for each in ANONYMOUS if each != tree)
+    if who == "anonymous":
+        return {}
+    rights = {"another right": [other], "the right": [tree]}.get(who, [])
+    tokens.add_user(session, who, admin=who.endswith("admin"), rights=rights)
+    secret = tokens.create_token(session, who, scopes=[other] if who == "scoped admin" else None)
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def outcome(app: TestApp, tree: str, asks: str, credential: dict[str, str]) -> str:
+    if asks == "read":
+        answer = app.get(READS[tree], headers=credential, expect_errors=True)
+    else:
+        path, data = WRITES[tree]
+        answer = app.post_json(path, data, headers=credential, expect_errors=True)
+    if answer.status_int == 401:
+        assert answer.headers["WWW-Authenticate"].startswith("Basic")
+    assert answer.status_int in {200, 401, 403, 405}, answer.text
+    return "yes" if answer.status_int == 200 else str(answer.status_int)
+
+
+def test_docs_access_has_a_row_for_every_tree_reading_and_writing() -> None:
+    rows = table("access.rst", "tree", "asks to", *WHO)
+
+    assert [(tree, asks) for tree, asks, *_ in rows] == [
+        (tree, asks) for tree in ANONYMOUS for asks in ("read", "write")
+    ]
+
+
+@pytest.mark.parametrize("tree", ANONYMOUS)
+@pytest.mark.parametrize("asks", ["read", "write"])
+@pytest.mark.parametrize("who", WHO)
+def test_the_access_table_is_true(app: TestApp, session: Session, tree: str, asks: str, who: str) -> None:
+    said = {
+        (row[0], row[1]): dict(zip(WHO, row[2:], strict=True)) for row in table("access.rst", "tree", "asks to", *WHO)
+    }
+
+    assert outcome(app, tree, asks, headers(session, who, tree)) == said[tree, asks][who]
+
+
+@pytest.mark.parametrize("access", ["write", "read", "none"])
+@pytest.mark.parametrize("asks", ["read", "write"])
+@pytest.mark.parametrize("who", WHO)
+def test_the_table_of_the_setting_is_true(session: Session, access: Any, asks: str, who: str) -> None:
+    rows = table("access.rst", "anonymous is", "asks to", *WHO)
+    said = {(row[0], row[1]): dict(zip(WHO, row[2:], strict=True)) for row in rows}
+    app = TestApp(application.make_app(Settings(anonymous={**ANONYMOUS, "runs": access})))
+
+    assert outcome(app, "runs", asks, headers(session, who, "runs")) == said[access, asks][who]
+
+
+def test_a_wrong_credential_is_refused_even_where_everybody_may(app: TestApp) -> None:
+    assert "refused" in (DOCS / "access.rst").read_text()
+    assert app.get("/runs/", headers={"X-AUTH-TOKEN": "a" * 32}, expect_errors=True).status_int == 401
+
+
+# Plugins
+
+
+def groups_in_use() -> set[str]:
+    """Find the groups that labctl loads plugins from, and those that it registers plugins in."""
+    found = {point.group for point in distribution("labctl").entry_points if point.group.startswith("labctl.")}
+    for path in (ROOT / "labctl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+                first = node.args[0]
+                of_plugins = getattr(node.func.value, "id", None) == "plugins" and node.func.attr in {
+                    "load",
+                    "installed",
+                }
+                if of_plugins and isinstance(first, ast.Constant):
+                    found.add(first.value)
+    return found
+
+
+def test_docs_plugins_has_a_section_for_every_group_in_use() -> None:
+    sections = set(re.findall(r"^``(labctl\.\w+)``\n-+$", (DOCS / "plugins.rst").read_text(), re.MULTILINE))
+
+    assert sections == groups_in_use()
+
+
+# The pages themselves
+
+
+PAGES = sorted([*DOCS.glob("*.rst"), ROOT / "README.rst", ROOT / "CHANGELOG.rst"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_of_the_pages_are_not_too_long(page: Path) -> None:
+    assert [line for line in page.read_text().splitlines() if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    named = set(re.findall(r"(?<![\w/.<-])((?:docs|tests|deploy|labctl|benchmarks|alembic)/[\w./-]*\w/?)", text))
+    missing = {name for name in named if not (ROOT / name).exists()}
+
+    assert not missing

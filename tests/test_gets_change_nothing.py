@@ -1,0 +1,103 @@
+"""GET changes nothing: every GET of the tree is answered inside a transaction in which PostgreSQL refuses to write."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+from webtest import TestApp
+
+from labctl import app as application
+from labctl.runs import queries
+from labctl.settings import ANONYMOUS, Settings
+
+from .routes import Route, routes
+
+RUN = "alice-2026-01-02_03:04:05-rados-main-distro-default-smithi"
+THINGS = {"{run}": RUN, "{job_id}": "1500", "{machine}": "smithi001", "{day}": "2026-01-02"}
+#: What a column is asked for, and what it holds here.
+COLUMNS = {
+    "branch": "main",
+    "suite": "rados",
+    "status": "running",
+    "machine_type": "smithi",
+    "user": "alice",
+    "sha1": "abc",
+    "flavors": "default",
+}
+#: What a GET cannot do without.
+QUERIES = {"/queue/pop_queue": "queue=smithi", "/api/queue/pop_queue": "queue=smithi"}
+
+#: GETs of the old protocols that must act, by their paths, with the reason. They are not walked.
+ACTING: dict[str, str] = {}
+
+
+def gets(settings: Settings) -> Iterator[tuple[Route, str]]:
+    """Give every GET with a URL for it, several where a path goes through a column."""
+    for route in routes(settings):
+        if "GET" not in route.methods or route.path in ACTING:
+            continue
+        path = route.path
+        for placeholder, thing in THINGS.items():
+            path = path.replace(placeholder, thing)
+        for column, value in COLUMNS.items() if "{column}" in path else [("", "")]:
+            url = path.replace("{column}", column).replace("{value}", value)
+            yield route, f"{url}?{QUERIES.get(route.path, '')}".rstrip("?")
+
+
+URLS = sorted({url for _, url in gets(Settings())})
+
+
+@pytest.fixture
+def app(session: Session) -> TestApp:
+    """The application with a run, jobs, a machine and a queue, which from now on refuses every write."""
+    app = TestApp(application.make_app(Settings(anonymous=dict.fromkeys(ANONYMOUS, "write"))))
+    app.post_json("/nodes/", {"name": "smithi001", "machine_type": "smithi", "up": True})
+    app.post_json("/queue/", {"queue": "smithi"})
+    job = {
+        "queue": "smithi",
+        "priority": 100,
+        "targets": {"ubuntu@smithi001": "key"},
+        "sha1": "abc",
+        "flavor": "default",
+    }
+    app.post_json(f"/runs/{RUN}/jobs/", {**job, "job_id": "1500", "status": "running"})
+    app.post_json(f"/runs/{RUN}/jobs/", {**job, "job_id": "1501", "status": "queued"})
+    session.execute(text("SET TRANSACTION READ ONLY"))
+    return app
+
+
+def test_there_is_a_value_for_every_column() -> None:
+    assert {name.replace("flavors", "flavor") for name in COLUMNS} == set(queries.FILTERS)
+
+
+def test_the_walk_finds_what_there_is() -> None:
+    assert {"/", "/runs", f"/runs/{RUN}/jobs/1500", "/nodes/smithi001/jobs", "/runs/branch/main", "/api/events"} <= {
+        *URLS
+    }
+
+
+def test_writes_are_refused_here(app: TestApp) -> None:
+    assert app.post_json("/queue/", {"queue": "other"}, expect_errors=True).status_int == 500
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_get_writes_nothing(app: TestApp, url: str) -> None:
+    answer = app.get(url)
+
+    assert answer.status_int in {200, 204}
+    assert app.head(url).status_int == answer.status_int
+
+
+@pytest.mark.parametrize("url", [url for url in URLS if RUN in url or "smithi001" in url])
+def test_a_get_of_what_is_missing_writes_nothing(app: TestApp, url: str) -> None:
+    missing = url.replace(RUN, "missing").replace("smithi001", "missing")
+
+    assert app.get(missing, expect_errors=True).status_int == 404
+
+
+@pytest.mark.parametrize("url", [url for url in URLS if "?" not in url])
+def test_a_get_with_a_query_writes_nothing(app: TestApp, url: str) -> None:
+    query = "count=1&page=2&fields=name&status=running&since=2026-01-01&machine_type=smithi&up=1&name=x&after=1"
+
+    assert app.get(f"{url}?{query}", expect_errors=True).status_int < 500

@@ -1,0 +1,372 @@
+"""How many SQL statements each request costs, and that none of them reads a whole table of runs or jobs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, text
+from sqlalchemy.orm import Session
+from webtest import TestApp
+
+from labctl import app as application
+from labctl.runs import documents
+from labctl.settings import ANONYMOUS, Settings
+
+RUN = "alice-2026-01-02_03:04:05-rados-main-distro-default-smithi"
+JOB = f"/runs/{RUN}/jobs/1500"
+TARGETS = {"ubuntu@smithi001": "key", "ubuntu@smithi002": "key"}
+
+MOST_FOR_A_READ = 3
+MOST_FOR_A_WRITE = 4
+
+#: A request: method, path, body.
+Asked = tuple[str, str, Any]
+
+READS: dict[str, int] = {
+    "/": 0,
+    "/api/": 0,
+    "/_health": 2,  # the first asks whether there is a schema at all
+    "/runs/": 1,
+    "/runs/?count=2&page=2": 1,
+    "/runs/?fields=name,status": 1,
+    "/api/runs/": 1,
+    f"/runs/{RUN}/": 1,
+    f"/api/runs/{RUN}/": 1,
+    f"/runs/{RUN}/jobs/": 1,
+    f"/runs/{RUN}/jobs/?status=queued": 1,
+    f"/runs/{RUN}/jobs/?fields=job_id,status": 1,
+    f"/runs/{RUN}/jobs/?fields=job_id,description": 1,
+    JOB: 1,
+    "/runs/queued/": 1,
+    "/runs/branch/": 1,
+    "/runs/flavors/": 1,
+    "/runs/date/": 1,
+    "/runs/branch/main/": 1,
+    "/runs/sha1/abc/": 1,
+    "/runs/branch/main/suite/": 1,
+    "/runs/branch/main/suite/rados/status/queued/": 1,
+    "/runs/date/2026-01-02/": 1,
+    "/runs/date/from/2026-01-01/to/2026-01-03/": 1,
+    "/nodes/": 1,
+    "/nodes/?machine_type=smithi&locked=false&up=true": 1,
+    "/nodes/machine_types/": 1,
+    "/nodes/job_stats/": 1,
+    "/nodes/smithi001/": 1,
+    "/nodes/smithi001/jobs/": 2,  # the machine, to tell one without jobs from none
+    "/nodes/smithi001/job_stats/": 2,
+    "/queue/": 1,
+    "/queue/pop_queue?queue=smithi": 2,  # whether it is paused, then the job
+    "/api/events?limit=1000": 1,
+}
+
+WRITES: dict[str, tuple[Asked, int]] = {
+    "a run": (("POST", "/runs/", {"name": "new"}), 2),
+    "a job": (("POST", f"/runs/{RUN}/jobs/", {"job_id": "1", "status": "queued"}), 2),
+    "a job that exists": (("POST", f"/runs/{RUN}/jobs/", {"job_id": "1500"}), 2),
+    # Makes an id and looks whether the run has it; no known client leaves it out.
+    "a job without an id": (("POST", f"/runs/{RUN}/jobs/", {"status": "queued"}), 4),
+    # Looks for the run, adds it, and records both the run and the job.
+    "the first job of a run": (("POST", "/runs/another/jobs/", {"job_id": "1"}), 4),
+    # Finds the machines and ties the job to them; dispatchers report targets once for each job.
+    "a job with targets": (("POST", f"/runs/{RUN}/jobs/", {"job_id": "1", "targets": TARGETS}), 4),
+    # Finds the machines and ties the job to them.
+    "an update with new targets": (("PUT", f"/runs/{RUN}/jobs/1501", {"targets": TARGETS}), 4),
+    "an update of a job": (("PUT", JOB, {"status": "running"}), 2),
+    "an update that repeats the targets": (("PUT", JOB, {"targets": TARGETS}), 2),
+    "removing a job": (("DELETE", JOB, None), 2),
+    "removing a run": (("DELETE", f"/runs/{RUN}/", None), 4),
+    "a machine": (("POST", "/nodes/", {"name": "smithi009"}), 2),
+    "a change of a machine": (("PUT", "/nodes/smithi001/", {"up": False}), 3),
+    "locking a machine": (("PUT", "/nodes/smithi001/lock", {"locked": True, "locked_by": "a"}), 3),
+    "locking machines": (
+        ("POST", "/nodes/lock_many/", {"count": 2, "locked_by": "a", "machine_type": "smithi", "description": None}),
+        2,
+    ),
+    "locking too many machines": (
+        ("POST", "/nodes/lock_many/", {"count": 9, "locked_by": "a", "machine_type": "smithi", "description": None}),
+        2,
+    ),
+    "unlocking machines": (("POST", "/nodes/unlock_many/", {"names": ["smithi003"], "locked_by": "b"}), 3),
+    "removing a machine": (("DELETE", "/nodes/smithi001/", None), 2),
+    "a queue": (("POST", "/queue/", {"queue": "new"}), 2),
+    "pausing a queue": (("PUT", "/queue/", {"queue": "smithi", "paused_by": "a", "pause_duration": 60}), 3),
+    "the state of a queue": (("POST", "/queue/stats/", {"queue": "smithi"}), 2),
+    "the jobs of a queue": (("POST", "/queue/queued_jobs/", {"queue": "smithi"}), 1),
+}
+
+#: Writes that need more than :data:`MOST_FOR_A_WRITE`, with the reason.
+DEARER: dict[str, tuple[Asked, int, str]] = {
+    "a job with unknown targets": (
+        ("POST", f"/runs/{RUN}/jobs/", {"job_id": "1", "targets": {"ubuntu@new": "key"}}),
+        6,
+        "adds the machines and records them, once in the life of a machine",
+    ),
+    "claiming a job": (
+        ("POST", "/queue/pop_queue", {"queue": "smithi", "worker": "w"}),
+        5,
+        "checks the pause, takes the lease, updates the job in its two statements, and reads the answer",
+    ),
+}
+
+
+def add_lab(app: TestApp) -> None:
+    """Add machines, a queue, a run with two jobs and another run."""
+    for number in (1, 2, 3):
+        app.post_json("/nodes/", {"name": f"smithi00{number}", "machine_type": "smithi", "up": True})
+    app.post_json("/nodes/smithi003/lock", {"locked": True, "locked_by": "b"})
+    app.post_json("/queue/", {"queue": "smithi"})
+    job = {"queue": "smithi", "priority": 100, "status": "queued", "sha1": "abc", "flavor": "default"}
+    app.post_json(f"/runs/{RUN}/jobs/", {**job, "job_id": "1500", "targets": TARGETS})
+    app.post_json(f"/runs/{RUN}/jobs/", {**job, "job_id": "1501"})
+    app.post_json("/runs/", {"name": "empty"})
+
+
+@pytest.fixture
+def app(session: Session) -> TestApp:
+    app = TestApp(application.make_app(Settings(anonymous=dict.fromkeys(ANONYMOUS, "write"))))
+    add_lab(app)
+    return app
+
+
+def ask(app: TestApp, method: str, path: str, data: Any) -> int:
+    send = {"POST": app.post_json, "PUT": app.put_json, "DELETE": app.delete_json, "GET": app.get}[method]
+    answer = send(path, expect_errors=True) if data is None else send(path, data, expect_errors=True)
+    assert answer.status_int < 500 or answer.json["message"].startswith("only "), answer.text
+    assert answer.status_int != 404, path
+    return answer.status_int
+
+
+@pytest.mark.parametrize("path", READS)
+def test_a_read_costs_as_many_statements_as_it_says_here(
+    app: TestApp, statements: Callable[[], Any], path: str
+) -> None:
+    with statements() as sent:
+        ask(app, "GET", path, None)
+
+    assert len(sent) == READS[path] <= MOST_FOR_A_READ, "\n\n".join(sent)
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_write_costs_as_many_statements_as_it_says_here(
+    app: TestApp, statements: Callable[[], Any], what: str
+) -> None:
+    request, number = WRITES[what]
+
+    with statements() as sent:
+        ask(app, *request)
+
+    assert len(sent) == number <= MOST_FOR_A_WRITE, "\n\n".join(sent)
+
+
+@pytest.mark.parametrize("what", DEARER)
+def test_a_dearer_write_costs_as_many_statements_as_it_says_here(
+    app: TestApp, statements: Callable[[], Any], what: str
+) -> None:
+    request, number, reason = DEARER[what]
+
+    with statements() as sent:
+        ask(app, *request)
+
+    assert reason
+    assert len(sent) == number > MOST_FOR_A_WRITE, "\n\n".join(sent)
+
+
+def test_a_heartbeat_costs_one_statement(app: TestApp, statements: Callable[[], Any]) -> None:
+    claim = app.post_json("/queue/pop_queue", {"queue": "smithi", "worker": "w"}).json["claim"]
+
+    with statements() as sent:
+        app.post_json("/queue/heartbeat", claim)
+
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize("jobs", [1, 30])
+def test_a_run_costs_the_same_with_more_jobs(app: TestApp, statements: Callable[[], Any], jobs: int) -> None:
+    for number in range(jobs):
+        app.post_json("/runs/other/jobs/", {"job_id": str(number), "targets": TARGETS})
+
+    for path in ("/runs/other/", "/runs/other/jobs/", "/runs/", "/api/runs/other/"):
+        with statements() as sent:
+            app.get(path)
+        assert len(sent) == 1
+
+
+# Plans
+
+RUNS = 2000
+JOBS_OF_A_RUN = 30
+#: Rows of a table that one read may touch: three pages, or the jobs of a run, and what indexes bring in vain.
+MOST_ROWS = 400
+
+#: A job of 3.6 kB.
+DOCUMENT = documents.write({**documents.EMPTY, "description": "rados/thrash " * 230})
+#: Many runs and jobs, the oldest first, over 200 days, all but ten of them finished; each machine has run many jobs.
+BIG = f"""
+INSERT INTO runs (name, path, user_name, suite, branch, machine_type, sha1, flavor, posted, scheduled, updated,
+                  queued, pass, fail)
+  SELECT 'run-' || n, 'run-' || n, 'user-' || n % 10, 'suite-' || n % 20, 'branch-' || n % 30, 'smithi',
+         md5((n % 100)::text), 'default', at, at, at,
+         CASE WHEN n > {RUNS} - 10 THEN 5 ELSE 0 END, CASE WHEN n > {RUNS} - 10 THEN 20 ELSE 25 END, 5
+  FROM generate_series(1, {RUNS}) n, LATERAL (SELECT now() - (({RUNS} - n) / 10.0) * interval '1 day' AS at) t;
+INSERT INTO jobs (run_id, job_id, status, queue, priority, user_name, posted, updated, document)
+  SELECT r.id, (r.id * 1000 + n)::text,
+         CASE WHEN n > 25 THEN 'fail' WHEN n <= r.queued THEN 'queued' ELSE 'pass' END, 'smithi', 100 + n % 7,
+         r.user_name, r.posted, r.posted, '{DOCUMENT}'
+  FROM runs r, generate_series(1, {JOBS_OF_A_RUN}) n WHERE r.name LIKE 'run-%' ORDER BY r.id, n;
+INSERT INTO machines (name, machine_type, up) SELECT 'machine-' || n, 'smithi', true FROM generate_series(1, 500) n;
+INSERT INTO job_machines (job, machine_id, posted)
+  SELECT j.id, m.id, j.posted FROM jobs j JOIN machines m ON m.name = 'machine-' || 1 + j.id % 500;
+INSERT INTO events (seq, at, kind, subject, actor, data)
+  SELECT n, now(), 'job.updated', 'runs/run-' || n % 100 || '/jobs/1', 'anonymous', '{{}}'
+  FROM generate_series(1, 30000) n;
+ANALYZE runs, jobs, machines, job_machines, events, queues;
+"""
+
+#: Requests with RUN, JOB and DAY for an old run, a job of it and its day.
+BIG_READS = [
+    "/runs/",
+    "/runs/?page=3",
+    "/api/runs/",
+    "/runs/run-7/",
+    "/api/runs/run-7/",
+    "/runs/run-7/jobs/",
+    "/runs/run-7/jobs/?status=fail",
+    "/runs/run-7/jobs/?fields=job_id,status",
+    "/runs/run-7/jobs/JOB/",
+    "/runs/queued/",
+    "/runs/branch/",
+    "/runs/user/",
+    "/runs/status/",
+    "/runs/branch/branch-7/",
+    "/runs/branch/branch-7/suite/suite-7/",
+    "/runs/branch/branch-7/status/",
+    "/runs/suite/suite-7/?count=10",
+    "/runs/status/running/",
+    "/runs/user/user-7/?count=5",
+    "/runs/sha1/8f14e45f/",
+    "/runs/date/today/",
+    "/runs/date/from/2020-01-01/to/2020-02-01/",
+    "/nodes/machine-7/jobs/",
+    "/nodes/machine-7/job_stats/",
+    "/queue/pop_queue?queue=smithi",
+    "/api/events?after=29900&limit=10",
+    "/api/events?after=0&limit=10&subject=runs/run-7/jobs/1",
+]
+BIG_WRITES: list[Asked] = [
+    ("POST", "/runs/", {"name": "new"}),
+    ("POST", "/runs/run-7/jobs/", {"job_id": "1", "status": "queued", "targets": {"u@machine-7": "k"}}),
+    ("POST", "/runs/another/jobs/", {"job_id": "1", "status": "queued"}),
+    ("POST", "/runs/run-7/jobs/", {"job_id": "JOB"}),
+    ("PUT", "/runs/run-7/jobs/JOB/", {"status": "running", "success": True}),
+    ("PUT", "/runs/run-7/jobs/JOB/", {"targets": {"u@machine-7": "k"}}),
+    ("POST", "/queue/pop_queue", {"queue": "smithi", "worker": "w"}),
+    ("POST", "/queue/stats/", {"queue": "smithi"}),
+    ("POST", "/queue/queued_jobs/", {"queue": "smithi"}),
+    ("DELETE", "/runs/run-7/jobs/JOB/", None),
+    ("DELETE", "/runs/run-7/", None),
+]
+
+
+BIG_TABLES = {"runs", "jobs", "events", "job_machines"}
+#: A prepared statement is planned anew for its values a few times, and then once for all values.
+MODES = ("force_custom_plan", "force_generic_plan")
+
+
+class Lab:
+    """An application over many runs, and the plans of the statements it sends."""
+
+    def __init__(self, app: TestApp, session: Session, engine: Engine) -> None:
+        self.app = app
+        self.session = session
+        self.engine = engine
+        query = "SELECT job_id FROM jobs j JOIN runs r ON r.id = j.run_id WHERE r.name = 'run-7' ORDER BY j.id LIMIT 1"
+        self.job: str = session.execute(text(query)).scalar_one()
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[tuple[str, Any]]]:
+        """Collect statements with their parameters."""
+        sent: list[tuple[str, Any]] = []
+
+        def note(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+            if not statement.startswith(("SAVEPOINT", "RELEASE", "ROLLBACK")):
+                sent.append((statement, parameters))
+
+        event.listen(self.engine, "before_cursor_execute", note)
+        try:
+            yield sent
+        finally:
+            event.remove(self.engine, "before_cursor_execute", note)
+
+    def ask(self, method: str, path: str, data: Any) -> list[tuple[str, Any]]:
+        """Ask, and give the statements that were sent; what they did is undone."""
+        data = None if data is None else {key: self.job if value == "JOB" else value for key, value in data.items()}
+        savepoint = self.session.connection().begin_nested()
+        with self.recorded() as sent:
+            ask(self.app, method, path.replace("JOB", self.job), data)
+        savepoint.rollback()
+        return sent
+
+    def plan(self, statement: str, parameters: Any, *, run: bool, mode: str = "auto") -> dict[str, Any]:
+        """Have a statement explained, and run if that is wanted; ``mode`` is for prepared statements."""
+        connection = self.session.connection()
+        cursor = connection.connection.cursor()
+        cursor.execute(f"SET LOCAL plan_cache_mode = {mode}")
+        cursor.execute(f"EXPLAIN ({'ANALYZE, ' if run else ''}FORMAT JSON) {statement}", parameters)
+        plan: dict[str, Any] = cursor.fetchone()[0][0]["Plan"]
+        cursor.close()
+        return plan
+
+
+def scans(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give every step of a plan that reads a table."""
+    if "Relation Name" in plan and "Scan" in plan["Node Type"]:
+        yield plan
+    for below in plan.get("Plans", ()):
+        yield from scans(below)
+
+
+def touched(scan: dict[str, Any]) -> int:
+    """Tell how many rows a step that has run has read."""
+    removed = scan.get("Rows Removed by Filter", 0) + scan.get("Rows Removed by Index Recheck", 0)
+    return int((scan["Actual Rows"] + removed) * scan["Actual Loops"])
+
+
+@pytest.fixture
+def lab(app: TestApp, session: Session, engine: Engine) -> Lab:
+    session.execute(text(BIG.replace(":", "\\:")))
+    return Lab(app, session, engine)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_main_read_reads_a_whole_table_of_runs_or_jobs(lab: Lab, mode: str) -> None:
+    wrong = []
+    for path in BIG_READS:
+        for statement, parameters in lab.ask("GET", path, None):
+            for scan in scans(lab.plan(statement, parameters, run=True, mode=mode)):
+                where = f"GET {path}: {scan['Node Type']} on {scan['Relation Name']}, {touched(scan)} rows"
+                if scan["Relation Name"] in BIG_TABLES and ("Seq" in scan["Node Type"] or touched(scan) > MOST_ROWS):
+                    wrong.append(f"{where}\n{statement}")
+    assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_main_write_reads_a_whole_table_of_runs_or_jobs(lab: Lab, mode: str) -> None:
+    wrong = []
+    for request in BIG_WRITES:
+        for statement, parameters in lab.ask(*request):
+            for scan in scans(lab.plan(statement, parameters, run=False, mode=mode)):
+                if scan["Relation Name"] in BIG_TABLES and "Seq" in scan["Node Type"]:
+                    wrong.append(f"{request[:2]}: {scan['Node Type']} on {scan['Relation Name']}\n{statement}")
+    assert not wrong, "\n\n".join(wrong)
+
+
+def test_a_page_by_its_cursor_reads_as_little_at_the_end_as_at_the_beginning(lab: Lab) -> None:
+    answer = lab.app.get("/runs/?count=100")
+    while "Link" in answer.headers:
+        url = answer.headers["Link"].split(">")[0].lstrip("<")
+        with lab.recorded() as sent:
+            answer = lab.app.get(url)
+        for scan in scans(lab.plan(*sent[0], run=True)):
+            assert touched(scan) <= 100, url
+    assert "Link" not in answer.headers
