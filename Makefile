@@ -1,4 +1,4 @@
-# `make up` sets everything up and runs labctl; `make test` runs the tests. Both are quick from the second time on.
+# `make up` sets everything up and runs labctl, `make demo` fills it, `make test` runs the tests.
 #
 #   PORT, HOST            where labctl listens (8080, 127.0.0.1)
 #   LABCTL_HOME           where it keeps its data (./.labctl)
@@ -6,6 +6,7 @@
 #   LABCTL_CONFIG         a file with more settings, see config.py.in
 #   PYTHON                the Python 3.11 or 3.12 to use
 #   ARGS                  what `make test` passes to pytest
+#   RUNS                  how many test runs `make demo` reports
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,7 +39,7 @@ ifeq ($(strip $(LABCTL_PG_BIN) $(wildcard /usr/lib/postgresql/*/bin/postgres) $(
 POSTGRES := $(DONE)-pg
 endif
 
-.PHONY: help up test lint clean
+.PHONY: help up demo test lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,8 +48,11 @@ help:
 up: $(DONE) $(if $(LABCTL_DATABASE_URL),,$(POSTGRES))
 	@$(BIN)/labctl up --with-parent
 
+demo: $(DONE)
+	@$(BIN)/labctl demo $(if $(RUNS),--runs $(RUNS))
+
 test: $(DONE)-dev $(POSTGRES)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(DONE)-dev
 	@$(BIN)/python -m ruff check

@@ -168,9 +168,16 @@ def _translated() -> Iterator[None]:
     except PoolTimeout as error:
         raise Unavailable("all database connections are busy") from error
     except DBAPIError as error:
+        code = getattr(error.orig, "pgcode", None)
+        if code in _TOO_SLOW:
+            raise Unavailable(f"the database did not answer in time: {_TOO_SLOW[code]}") from error
         if error.connection_invalidated or isinstance(error, OperationalError):
             raise Unavailable("the database cannot be reached at the moment") from error
         raise
+
+
+#: What PostgreSQL gives up on; the words go into the log and to the client.
+_TOO_SLOW = {"40P01": "deadlock", "55P03": "a lock was held for too long", "57014": "the statement took too long"}
 
 
 def ping(session: Session) -> str | None:

@@ -3,9 +3,10 @@
 from labctl.db import Base
 from labctl.events import models as events
 from labctl.machines import models as machines
+from labctl.queues import models as queues
 from labctl.runs import models as runs
 from labctl.tokens import models as tokens
 
 metadata = Base.metadata
 
-__all__ = ["events", "machines", "metadata", "runs", "tokens"]
+__all__ = ["events", "machines", "metadata", "queues", "runs", "tokens"]

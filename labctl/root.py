@@ -8,7 +8,8 @@ from labctl.http.dialects import PADDLES
 from labctl.http.health import HealthcheckController, HealthController
 from labctl.http.resource import Mount, Request, Resource
 from labctl.machines.controllers import MachinesController
-from labctl.runs.controllers import QueueController, RunsByNameController, RunsController
+from labctl.queues.controllers import QueueController
+from labctl.runs.controllers import RunsByNameController, RunsController
 from labctl.settings import Settings
 
 

@@ -5,6 +5,7 @@ import runpy
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -35,7 +36,7 @@ class Settings:
         "", "PostgreSQL to use, postgresql://user:password@host/name. Empty: labctl up runs one of its own in home."
     )
     database_pool_size: Annotated[int, Limit(ge=1)] = _setting(
-        16, "Database connections one web process may hold; no fewer than web_threads."
+        16, "Connections one web process may hold for changes, and as many for reads; no fewer than web_threads."
     )
     host: str = _setting("127.0.0.1", "Address that labctl up lets gunicorn listen on.")
     port: Annotated[int, Limit(ge=1, le=65535)] = _setting(8080, "Port that labctl up lets gunicorn listen on.")
@@ -129,7 +130,11 @@ def _read_config(path: str | None) -> dict[str, Any]:
         names = runpy.run_path(path)
     except Exception as error:
         raise SettingsError(f"{path}: {type(error).__name__}: {error}") from error
-    return {name: value for name, value in names.items() if name.islower() and not name.startswith("_")}
+    return {
+        name: value
+        for name, value in names.items()
+        if name.islower() and not name.startswith("_") and not isinstance(value, ModuleType)
+    }
 
 
 def _from_text(text: str) -> Any:

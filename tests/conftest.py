@@ -1,6 +1,7 @@
 """A real PostgreSQL for every test; what a test does to it is undone, or, where commits matter, emptied."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,16 @@ from labctl import app as application
 from labctl import clock, db, migrations, models, queue
 from labctl.settings import Settings
 from labctl.up import postgres
+
+
+@pytest.fixture(scope="session", autouse=True)
+def greenwich() -> Iterator[None]:
+    """Times in the names of runs are local to the server: here it stands in Greenwich."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @pytest.fixture(scope="session")

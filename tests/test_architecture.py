@@ -32,7 +32,7 @@ KIT = {
 }
 #: What puts the house together; nobody below imports it.
 OUTERMOST = {"root", "app", "wsgi", "worker", "models", "gunicorn_config", "dashboard", "cli", "up"}
-DOMAINS = {"events", "machines", "runs", "tokens"}
+DOMAINS = {"events", "machines", "queues", "runs", "tokens"}
 
 #: The rooms of a domain and their floors: a room imports from its own floor and from those below it.
 FLOORS = {
@@ -49,7 +49,6 @@ FLOORS = {
 EXTRA_ROOMS = {
     "runs.documents": 3,  # the JSON of a job is stored, so its core knows it
     "runs.names": 3,  # reading the name of a run is a subject of its own
-    "runs.queues": 3,  # a second set of verbs beside those of runs and jobs
     "tokens.secrets": 3,  # hashing and random secrets need no database
 }
 
@@ -57,6 +56,9 @@ EXTRA_ROOMS = {
 ARROWS = {
     "runs.service": {"machines.service"},  # a job's targets are machines
     "runs.queries": {"machines.models"},  # counts of jobs by machine
+    "queues.service": {"runs.service", "runs.models", "runs.states", "runs.documents"},  # what waits in them are jobs
+    "queues.wire": {"runs.wire"},  # the same names of runs and jobs
+    "queues.controllers": {"runs.queries", "runs.documents", "runs.service"},
     # An edge, from above: the jobs of a machine are part of the protocol of machines.
     "machines.controllers": {"runs.queries", "runs.documents", "runs.states"},
 }
@@ -69,15 +71,24 @@ LIBRARIES = {
     "argon2": {"tokens.secrets"},
     "click": {"cli.*"},
     "gunicorn": set(),
-    "orjson": {"http.*", "db", "logs", "settings", "runs.controllers", "runs.documents", "runs.queries"},
+    "orjson": {
+        "http.*",
+        "db",
+        "logs",
+        "settings",
+        "queues.controllers",
+        "runs.controllers",
+        "runs.documents",
+        "runs.queries",
+    },
     "pecan": {"http.*", "root", "app", "*.controllers", "dashboard.*"},
     "procrastinate": {"queue", "worker"},
     "psycopg2": {"up.*"},
     # The input models of wire, body.parse that applies them, the types of settings.
     "pydantic": {"*.wire", "http.body", "settings"},
     "pydantic_core": {"*.wire"},
-    # lease gives columns and conditions to the tables of domains; runs.queues is a service by another name.
-    "sqlalchemy": {"db", "queue", "lease", "*.models", "*.service", "*.queries", "runs.queues"},
+    # lease gives columns and conditions to the tables of domains.
+    "sqlalchemy": {"db", "queue", "lease", "*.models", "*.service", "*.queries"},
     "tabulate": {"cli.*"},
     "webob": {"http.*", "root", "app", "*.controllers", "dashboard.*"},
     # From the standard library: whoever starts processes looks after them.
@@ -90,14 +101,13 @@ PRODUCTS = re.compile("paddles|teuthology|pulpito|shaman|chacra|vmpooler|vmfloat
 NAMES_PRODUCTS = {"root", "http.dialects"}
 #: Words on the wire that happen to hold one.
 PRODUCT_WORDS = {
-    "cli.demo": {"teuthology"},  # a user's name in the week that it makes up
     "runs.documents": {"teuthology_branch"},  # a key of a job
     "runs.wire": {"teuthology_branch"},  # the same, coming in
     "settings": {"/teuthology/", "teuthology.log"},  # the default of job_log_url
 }
 
 #: Verbs of its core that a wire module may call; otherwise it turns values into JSON and back, and knows no session.
-WIRE_CALLS = {"runs.wire": {"is_paused"}}  # a pause that is over is shown as none
+WIRE_CALLS = {"queues.wire": {"is_paused"}}  # a pause that is over is shown as none
 
 MAX_LINES = 500
 #: Files that are longer, and why.

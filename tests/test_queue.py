@@ -104,4 +104,4 @@ def test_a_worker_knows_every_task_of_every_domain_and_when_those_come_round_tha
             # A name says the domain it belongs to.
             assert task.name.split(".")[0] == domain.__name__.split(".")[1]
     periodic = {task.task.name for task in app.periodic_registry.periodic_tasks.values()}
-    assert {"events.purge", "runs.requeue_abandoned", "runs.bury_silent", "queue.requeue_stalled"} <= periodic
+    assert {"events.purge", "queues.requeue_abandoned", "runs.bury_silent", "queue.requeue_stalled"} <= periodic

@@ -18,7 +18,10 @@ def trouble() -> str | None:
     except Unavailable as error:
         return error.message
     if revision != migrations.head():
-        return f"the schema is at {revision or 'nothing'}, not at {migrations.head()}: run labctl db upgrade"
+        there = revision or "nothing"
+        return (
+            f"the schema is at {there}, this labctl needs {migrations.head()}: run labctl db upgrade, or a newer labctl"
+        )
     return None
 
 

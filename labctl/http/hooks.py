@@ -72,7 +72,8 @@ class RequestHook(PecanHook):
                 answer.headers["Allow"] = ", ".join(error.allowed)
             case Unavailable():
                 answer.headers["Retry-After"] = str(error.retry_after)
-                log.warning("unavailable", extra={"reason": error.message})
+                cause = str(error.__cause__).partition("\n")[0] if error.__cause__ else "-"
+                log.warning("unavailable", extra={"reason": error.message, "cause": cause})
         return answer
 
     def after(self, state: RoutingState) -> None:

@@ -1,4 +1,4 @@
-"""Test runs, their jobs, and the queues the jobs wait in.
+"""Test runs and their jobs.
 
 Speaks the protocol of paddles (teuthology's ``results_server``, pulpito). A run is a name; its status and counts follow
 from its jobs and are right in the same instant a job changes. A job is reported (once for each run and job id), waits

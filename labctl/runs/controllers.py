@@ -7,13 +7,12 @@ from urllib.parse import quote
 
 import orjson
 
-from labctl import times
 from labctl.db import reading, transaction
 from labctl.errors import Invalid, NotFound
 from labctl.http import body, paging, render
 from labctl.http.resource import Mount, Request, Resource
 from labctl.paging import Page
-from labctl.runs import documents, queries, queues, service, wire
+from labctl.runs import documents, queries, service, wire
 from labctl.runs.queries import Listed, RunFilter
 from labctl.runs.states import JobState
 from labctl.settings import Settings
@@ -157,11 +156,16 @@ class JobsController(Resource):
         found: Any
         with reading() as session:
             if fields:
-                found = queries.fields_of_jobs(session, self.run_name, fields, self.runs.logs, status=status)
+                # The URL is not the database's to know; it is made of the id.
+                kept = [field for field in fields if field != "href"]
+                wanted = kept if kept == fields or "job_id" in kept else [*kept, "job_id"]
+                found = queries.fields_of_jobs(session, self.run_name, wanted, self.runs.logs, status=status)
             else:
                 found = queries.jobs_of_run(session, self.run_name, self.runs.logs, status=status)
         if found is None:
             raise NotFound(f"run not found: {self.run_name}")
+        if fields and "href" in fields:
+            return wire.with_hrefs(found, fields, f"{request.base_url()}/{quote(self.run_name, safe=':')}")
         return found if fields else render.Text(queries.as_list(found))
 
     def post(self, request: Request) -> Any:
@@ -342,122 +346,6 @@ class QueuedRunsController(Resource):
         return answer_runs(request, page, listed)
 
 
-class QueueController(Resource):
-    """The queues, and taking jobs out of them."""
-
-    def __init__(self, settings: Settings, mount: Mount) -> None:
-        """Take what applies to this mount."""
-        self.settings = settings
-        self.mount = mount
-        self.children = {
-            "pop_queue": PopQueueController(settings),
-            "heartbeat": HeartbeatController(settings),
-            "stats": QueueStatsController(settings),
-            "queued_jobs": QueuedJobsController(settings),
-        }
-
-    def get(self, request: Request) -> Any:
-        """List the queues: all, that of a ``machine_type=``, those paused by somebody (``paused_by=``)."""
-        name, paused_by = body.text(request, "machine_type"), body.text(request, "paused_by")
-        with reading() as session:
-            return [wire.queue_to_wire(queue) for queue in queues.listed(session, name=name, paused_by=paused_by)]
-
-    def post(self, request: Request) -> Any:
-        """Add a queue."""
-        name = read_queue(request, self.settings)
-        with transaction(request.actor()) as session:
-            queues.add(session, name)
-        return {}
-
-    def put(self, request: Request) -> Any:
-        """Pause a queue."""
-        given = body.parse(wire.PauseInput, body.read_object(request, self.settings.max_body))
-        with transaction(request.actor()) as session:
-            queues.pause(session, given.queue, given.paused_by, given.pause_duration)
-        return {}
-
-
-class PopQueueController(Resource):
-    """The next job of a queue."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Take the length of a lease."""
-        self.settings = settings
-        self.logs = documents.LogURL(settings.job_log_url)
-
-    def get(self, request: Request) -> Any:
-        """Give the next job without taking it, or null: the dispatcher says itself that it runs (paddles)."""
-        name = body.text(request, "queue")
-        if not name:
-            raise Invalid("could not find required key: 'queue'")
-        with reading() as session:
-            job = queues.next_job(session, name, self.logs)
-        return render.Text("null" if job is None else job)
-
-    def post(self, request: Request) -> Any:
-        """Take the next job: it waits for ``worker`` under a lease and is nobody else's; null if there is none."""
-        given = body.parse(wire.PopInput, body.read_object(request, self.settings.max_body))
-        with transaction(request.actor()) as session:
-            claimed = queues.claim(session, given.queue, given.worker, self.settings.job_lease)
-            if claimed is None:
-                return render.Text("null")
-            job = queries.job(session, claimed.run_name, claimed.job_id, self.logs)
-        assert job is not None
-        return render.Text(f'{job[:-1]},"claim":{orjson.dumps(wire.claim_to_wire(claimed)).decode()}}}')
-
-
-class HeartbeatController(Resource):
-    """Keeping a claimed job."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Take the length of a lease."""
-        self.settings = settings
-
-    def post(self, request: Request) -> Any:
-        """Keep a claim for another lease; 403 when it is lost."""
-        given = body.parse(wire.HeartbeatInput, body.read_object(request, self.settings.max_body))
-        held = service.Claim(given.worker, given.attempt)
-        with transaction(request.actor()) as session:
-            until = queues.heartbeat(session, given.run, given.job_id, held, self.settings.job_lease)
-        return {"until": times.to_wire(until)}
-
-
-class QueueStatsController(Resource):
-    """How full a queue is."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Take the limits."""
-        self.settings = settings
-
-    def post(self, request: Request) -> Any:
-        """Count the queued jobs; a paused queue says by whom and until when as well."""
-        name = read_queue(request, self.settings)
-        with reading() as session:
-            queue, queued = queues.stats(session, name)
-        if queues.is_paused(queue):
-            assert queue is not None
-            return {**wire.queue_to_wire(queue), "queued_jobs": queued}
-        return {"queue": name, "queued_jobs": queued, "paused": False}
-
-
-class QueuedJobsController(Resource):
-    """The jobs that wait in a queue."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Take the limits."""
-        self.settings = settings
-        self.logs = documents.LogURL(settings.job_log_url)
-
-    def post(self, request: Request) -> Any:
-        """List them all, the next one first; those of one ``user=`` or ``run_name=``."""
-        name = read_queue(request, self.settings)
-        user, run_name = body.text(request, "user"), body.text(request, "run_name")
-        with reading() as session:
-            return render.Text(
-                queries.as_list(queues.queued_jobs(session, name, self.logs, user=user, run_name=run_name))
-            )
-
-
 def answer_list(request: Request, page: Page, listed: Listed, value: Any) -> Any:
     """Answer part of a list, with the way to the next part."""
     return render.with_next(value, paging.next_url(request, page, len(listed.documents), listed.last))
@@ -476,14 +364,6 @@ def check_run_name(name: str) -> None:
         raise Invalid(
             f"must be printable, at most {wire.MAX_NAME} characters, and none of the words {words}", field="name"
         )
-
-
-def read_queue(request: Request, settings: Settings) -> str:
-    """Read a body that names a queue."""
-    data = body.read_object(request, settings.max_body)
-    if data.get("queue") is None:
-        raise Invalid("could not find required key: 'queue'")
-    return body.parse(wire.QueueInput, data).queue
 
 
 def _read_report(request: Request, settings: Settings, *, empty: bool = False) -> service.Report:

@@ -167,15 +167,3 @@ class JobMachine(Base):
     machine_id: Mapped[int] = mapped_column(ForeignKey("machines.id", ondelete="CASCADE"), primary_key=True)
     #: When the job was posted, for counts over the last days.
     posted: Mapped[datetime] = mapped_column(DateTime(timezone=True))
-
-
-class Queue(Base):
-    """A queue that jobs wait in, and for how long nobody may take any."""
-
-    __tablename__ = "queues"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(String(255), unique=True)
-    paused_by: Mapped[str | None] = mapped_column(String(255))
-    paused_since: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
-    paused_until: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Integer, Text, bindparam, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Integer, Text, bindparam, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -115,7 +115,7 @@ _REMOVE_JOB = (
 
 @dataclass(frozen=True)
 class Claim:
-    """A dispatcher's hold on a job, as :func:`claim` of labctl.runs.queues gave it."""
+    """A dispatcher's hold on a job, as :func:`claim` of labctl.queues.service gave it."""
 
     worker: str
     attempt: int
@@ -286,6 +286,31 @@ def remove_job(session: Session, run_name: str, job_id: str) -> None:
         **part_values(session, "job.removed", f"runs/{run_name}/jobs/{job_id}", status=job.status),
     }
     session.execute(_REMOVE_JOB, values)
+
+
+def bury_silent(session: Session, before: datetime) -> bool:
+    """Mark one running job dead that was not updated since ``before``; tells whether there was one."""
+    return move_one(session, JobState.DEAD, _jobs.c.status == JobState.RUNNING, _jobs.c.updated < before)
+
+
+def move_one(session: Session, status: JobState, *conditions: ColumnElement[bool]) -> bool:
+    """Give one job that fulfils the conditions a status; tells whether there was one that nobody else holds.
+
+    One job in a transaction: several would lock their runs in any order.
+    """
+    query = (
+        select(_runs.c.name, _jobs.c.job_id)
+        .join_from(_jobs, _runs)
+        .where(*conditions)
+        .order_by(_jobs.c.id)
+        .limit(1)
+        .with_for_update(of=_jobs, skip_locked=True, key_share=True)
+    )
+    found = session.execute(query).first()
+    if found is None:
+        return False
+    update_job(session, found.name, found.job_id, Report({"status": status}))
+    return True
 
 
 def _run_values(

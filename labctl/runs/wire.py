@@ -8,17 +8,14 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from labctl import times
 from labctl.runs.documents import KEYS, RARE_KEYS
-from labctl.runs.models import Queue
 from labctl.runs.queries import FILTERS
-from labctl.runs.queues import Claimed, is_paused
 from labctl.runs.service import Claim, Report
 from labctl.runs.states import JobState
 
 MAX_NAME = 512
 #: Words that mean something else behind ``/runs/``.
-RESERVED = frozenset((*FILTERS, "flavors", "date", "queued")) - {"flavor"}
+RESERVED = frozenset((*FILTERS, "flavors", "date", "queued", ".", "..")) - {"flavor"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[ _]\d\d:\d\d:\d\d(\.\d{1,6})?", re.ASCII)
 
@@ -33,6 +30,8 @@ def _id(value: Any) -> Any:
     if isinstance(value, float):
         # Numbers stand for strings elsewhere; 1.0 and 1 must not be two jobs.
         raise ValueError("must be a string or a whole number")
+    if value in (".", ".."):
+        raise ValueError("must not be . or .., which no URL can name")
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -182,58 +181,14 @@ def run_to_entry(run: dict[str, Any]) -> dict[str, Any]:
     return {"href": run["href"], "status": run["status"], "results": run["results"]}
 
 
+def with_hrefs(jobs: list[dict[str, Any]], fields: list[str], run_href: str) -> list[dict[str, Any]]:
+    """Add the URLs to cut jobs that came with their ids, and leave only ``fields``."""
+    for job in jobs:
+        job["href"] = f"{run_href}/jobs/{quote(job['job_id'], safe=':')}/"
+    return [{field: job[field] for field in fields} for job in jobs]
+
+
 def job_to_entry(job_id: str, status: str, run_href: str) -> dict[str, Any]:
     """Shape a job as paddles' README lists it, behind its id: counts of one job."""
     results: dict[str, int] = {state.value: int(state == status) for state in JobState}
     return {"href": f"{run_href}/jobs/{quote(job_id, safe=':')}/", "status": status, "results": results | {"total": 1}}
-
-
-class QueueInput(BaseModel):
-    """A body that names a queue."""
-
-    queue: Annotated[Word, Field(min_length=1)]
-
-
-class PauseInput(QueueInput):
-    """Who pauses a queue, and for how many seconds."""
-
-    paused_by: Annotated[Word, Field(min_length=1)]
-    pause_duration: Annotated[float, Field(ge=0, le=10 * 366 * 86400)]
-
-
-class PopInput(QueueInput):
-    """Who takes a job out of a queue."""
-
-    worker: Annotated[Word, Field(min_length=1)]
-
-
-class HeartbeatInput(BaseModel):
-    """Which claim is to be kept alive."""
-
-    run: RunNameText
-    job_id: JobID
-    worker: Word
-    attempt: Whole
-
-
-def queue_to_wire(queue: Queue) -> dict[str, Any]:
-    """Shape a queue; a pause that is over is none."""
-    paused = is_paused(queue)
-    return {
-        "queue": queue.name,
-        "paused": paused,
-        "paused_by": queue.paused_by if paused else None,
-        "paused_since": times.to_wire(queue.paused_since) if paused else None,
-        "paused_until": times.to_wire(queue.paused_until) if paused else None,
-    }
-
-
-def claim_to_wire(claimed: Claimed) -> dict[str, Any]:
-    """Shape a claim: what the dispatcher sends back with its heartbeats, and until when it must."""
-    return {
-        "run": claimed.run_name,
-        "job_id": claimed.job_id,
-        "worker": claimed.worker,
-        "attempt": claimed.attempt,
-        "until": times.to_wire(claimed.until),
-    }

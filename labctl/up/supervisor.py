@@ -136,7 +136,9 @@ class Supervisor:
         if self.settings.database_url:
             check_reachable(self.settings.database_url)
             return self.settings.database_url
-        processes = self.settings.web_workers * self.settings.database_pool_size + 4 * self.settings.worker_concurrency
+        processes = (
+            2 * self.settings.web_workers * self.settings.database_pool_size + 6 * self.settings.worker_concurrency
+        )
         self.postgres = Postgres(self.home, {"max_connections": str(max(200, processes + 50))})
         self.postgres.prepare(self._pause)
         self.database = Child("database", self.postgres.spawn, stop_signal=signal.SIGINT)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from webtest import TestApp
 
+from labctl import db
+from labctl.queues import service as queues
 from tests.runs.reference import STATUSES, assert_consistent
 
 THREADS = 16
@@ -199,6 +201,18 @@ def test_jobs_of_one_queue_that_many_dispatchers_claim_at_once_are_each_given_to
         found = client().get(f"/runs/{run}/").json
         assert_consistent(found)
         assert found["results"]["waiting"] == 30
+
+
+def test_a_dispatcher_gets_the_next_job_while_another_is_still_taking_the_first(client: Callable[[], TestApp]) -> None:
+    for priority, run in enumerate(("first", "second")):
+        post(client(), 1, run, status="queued", queue="smithi", priority=priority)
+    with db.transaction() as session:
+        taken = queues.claim(session, "smithi", "slow", 60)
+        assert taken is not None
+        assert taken.run_name == "first"
+        job = client().post_json("/queue/pop_queue", {"queue": "smithi", "worker": "quick"}).json
+        assert job["claim"]["run"] == "second"
+    assert client().post_json("/queue/pop_queue", {"queue": "smithi", "worker": "quick"}).json is None
 
 
 def test_of_many_removals_of_one_job_one_succeeds_and_the_run_counts_it_off_once(

@@ -508,3 +508,20 @@ def test_after_any_sequence_of_requests_the_counts_of_a_run_are_those_of_its_job
         assert_consistent(run)
     else:
         app.get(RUN, status=404)
+
+
+@pytest.mark.parametrize("fields", ["href", "job_id,href", "href,status", "href,description,job_id"])
+def test_the_url_of_a_job_is_one_of_its_fields(app: TestApp, fields: str) -> None:
+    app.post_json("/runs/a:b/jobs/", {"job_id": "x/1", "description": "d"})
+
+    (job,) = app.get(f"/runs/a:b/jobs/?fields={fields}").json
+
+    assert list(job) == fields.split(",")
+    assert job["href"] == "http://localhost/runs/a:b/jobs/x%2F1/"
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_what_no_url_can_name_is_refused(app: TestApp, name: str) -> None:
+    assert "name" in app.post_json("/runs/", {"name": name}, status=400).json["message"]
+    assert "job_id" in app.post_json("/runs/a/jobs/", {"job_id": name}, status=400).json["message"]
+    assert app.get("/runs/").json == []

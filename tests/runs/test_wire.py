@@ -1,4 +1,4 @@
-"""What clients may say about runs, jobs and queues, and the shapes they get."""
+"""What clients may say about runs and jobs, and the shapes they get."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from labctl import times
 from labctl.errors import Invalid
 from labctl.http import body
 from labctl.runs import documents, wire
-from labctl.runs.models import Queue
 from labctl.runs.service import Claim
 
 
@@ -157,21 +155,3 @@ def test_times_are_written_in_utc_without_a_zone_and_without_empty_fractions(
     time: datetime | None, shown: str | None
 ) -> None:
     assert times.to_wire(time) == shown
-
-
-@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 1e12, "long", None, []])
-def test_a_bad_length_of_a_pause_is_refused_by_name(seconds: Any) -> None:
-    with pytest.raises(ValidationError) as refused:
-        wire.PauseInput.model_validate({"queue": "q", "paused_by": "ada", "pause_duration": seconds})
-    assert [error["loc"] for error in refused.value.errors()] == [("pause_duration",)]
-
-
-def test_a_queue_whose_pause_is_over_is_shown_as_not_paused(stopped_clock: Any) -> None:
-    queue = Queue(name="q", paused_by="ada", paused_since=stopped_clock(), paused_until=stopped_clock())
-    assert wire.queue_to_wire(queue) == {
-        "queue": "q",
-        "paused": False,
-        "paused_by": None,
-        "paused_since": None,
-        "paused_until": None,
-    }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -12,9 +12,10 @@ from labctl import clock, lease
 from labctl.db import table
 from labctl.errors import Conflict, Forbidden, Invalid, Unavailable
 from labctl.events.service import record
-from labctl.runs import service
+from labctl.queues.models import Queue
+from labctl.runs import service as runs
 from labctl.runs.documents import LogURL
-from labctl.runs.models import Job, Queue, Run
+from labctl.runs.models import Job, Run
 from labctl.runs.states import JobState
 
 _runs = table(Run)
@@ -140,11 +141,11 @@ def claim(session: Session, name: str, worker: str, seconds: float) -> Claimed |
     row = session.execute(taken).first()
     if row is None:
         return None
-    service.update_job(session, row.name, row.job_id, service.Report({"status": JobState.WAITING}))
+    runs.update_job(session, row.name, row.job_id, runs.Report({"status": JobState.WAITING}))
     return Claimed(row.name, row.job_id, worker, row.lease_attempt, row.lease_until)
 
 
-def heartbeat(session: Session, claimed_run: str, job_id: str, held: service.Claim, seconds: float) -> datetime:
+def heartbeat(session: Session, claimed_run: str, job_id: str, held: runs.Claim, seconds: float) -> datetime:
     """Keep a claim for some more seconds; gives its end. Raises :class:`Forbidden` if it is lost."""
     statement = (
         update(_jobs)
@@ -164,26 +165,6 @@ def heartbeat(session: Session, claimed_run: str, job_id: str, held: service.Cla
 
 def requeue_abandoned(session: Session) -> bool:
     """Queue one claimed job again whose dispatcher has let the lease run out; tells whether there was one."""
-    return _set_one(session, JobState.QUEUED, _jobs.c.lease_holder.is_not(None), _jobs.c.lease_until <= clock.now())
-
-
-def bury_silent(session: Session, before: datetime) -> bool:
-    """Mark one running job dead that was not updated since ``before``; tells whether there was one."""
-    return _set_one(session, JobState.DEAD, _jobs.c.status == JobState.RUNNING, _jobs.c.updated < before)
-
-
-def _set_one(session: Session, status: JobState, *conditions: ColumnElement[bool]) -> bool:
-    # One job in a transaction: jobs of several runs in one would lock the runs in any order.
-    query = (
-        select(_runs.c.name, _jobs.c.job_id)
-        .join_from(_jobs, _runs)
-        .where(*conditions)
-        .order_by(_jobs.c.id)
-        .limit(1)
-        .with_for_update(of=_jobs, skip_locked=True, key_share=True)
+    return runs.move_one(
+        session, JobState.QUEUED, _jobs.c.lease_holder.is_not(None), _jobs.c.lease_until <= clock.now()
     )
-    found = session.execute(query).first()
-    if found is None:
-        return False
-    service.update_job(session, found.name, found.job_id, service.Report({"status": status}))
-    return True
