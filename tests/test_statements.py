@@ -63,7 +63,7 @@ READS: dict[str, int] = {
 WRITES: dict[str, tuple[Asked, int]] = {
     "a run": (("POST", "/runs/", {"name": "new"}), 2),
     "a job": (("POST", f"/runs/{RUN}/jobs/", {"job_id": "1", "status": "queued"}), 2),
-    "a job that exists": (("POST", f"/runs/{RUN}/jobs/", {"job_id": "1500"}), 2),
+    "a job that exists": (("POST", f"/runs/{RUN}/jobs/", {"job_id": "1500"}), 3),
     # Makes an id and looks whether the run has it; no known client leaves it out.
     "a job without an id": (("POST", f"/runs/{RUN}/jobs/", {"status": "queued"}), 4),
     # Looks for the run, adds it, and records both the run and the job.

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CTE, BigInteger, Text, bindparam, cast, column, delete, func, insert, select
+from sqlalchemy import CTE, BigInteger, ColumnElement, Text, bindparam, cast, column, delete, func, insert, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -20,14 +20,12 @@ _BASE = cast(cast(func.pg_current_xact_id(), Text), BigInteger) * PER_TRANSACTIO
 _events = table(Event)
 _SAME = ("at", "actor", "request_id")
 _same = {name: bindparam(f"event_{name}", type_=_events.c[name].type) for name in _SAME}
-_one = insert(_events).values(
-    {
-        "seq": _BASE + bindparam("event_count", type_=BigInteger),
-        **{name: bindparam(f"event_{name}", type_=_events.c[name].type) for name in ("kind", "subject", "data")},
-        **_same,
-    }
-)
-_INSERT = _one.execution_options(**PREPARED)
+_one = {
+    "seq": _BASE + bindparam("event_count", type_=BigInteger),
+    **{name: bindparam(f"event_{name}", type_=_events.c[name].type) for name in ("kind", "subject", "data")},
+    **_same,
+}
+_INSERT = insert(_events).values(_one).execution_options(**PREPARED)
 _rows = (
     func.jsonb_to_recordset(bindparam("events", type_=JSONB))
     .table_valued(
@@ -54,9 +52,12 @@ def record_all(session: Session, happened: list[tuple[str, str, dict[str, Any]]]
     session.execute(_INSERT_ALL, {"events": rows, **_same_values(session)})
 
 
-def as_part() -> CTE:
-    """Give the insertion of one event as a part of another statement, for changes that come by the thousand."""
-    return _one.cte("event")
+def as_part(*conditions: ColumnElement[bool]) -> CTE:
+    """Give the insertion of one event as a part of another statement, for changes that come by the thousand.
+
+    With conditions, the event is recorded only where they hold: that the rest of the statement did something.
+    """
+    return insert(_events).from_select(list(_one), select(*_one.values()).where(*conditions)).cte("event")
 
 
 def part_values(session: Session, kind: str, subject: str, **data: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reading runs and jobs: lists come as JSON text that is passed through, never as objects."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
@@ -59,18 +60,42 @@ class RunFilter:
     #: Only runs scheduled after the beginning of this day.
     since: date | None = None
 
-    def apply(self, query: Select[Any]) -> Select[Any]:
-        """Add the conditions to a query."""
-        for name, value in self.values.items():
-            column = FILTERS[name]
-            query = query.where(column.startswith(value, autoescape=True) if name == "sha1" else column == value)
+    def shape(self) -> tuple[Any, ...]:
+        """Tell which conditions there are, whatever their values: what :func:`_chosen` makes a statement of."""
+        ends = (self.first_day is not None, self.last_day is not None, self.since is not None)
+        return tuple(sorted(self.values)), *ends
+
+    def parameters(self) -> dict[str, Any]:
+        """Give the values for the conditions."""
+        parameters: dict[str, Any] = {f"chosen_{name}": value for name, value in self.values.items()}
+        if "sha1" in self.values:
+            parameters["chosen_sha1"] = re.sub(r"([\\%_])", r"\\\1", self.values["sha1"]) + "%"
         if self.first_day is not None:
-            query = query.where(_runs.c.scheduled >= _midnight(self.first_day))
-        if self.last_day is not None and self.last_day < date.max:
-            query = query.where(_runs.c.scheduled < _midnight(self.last_day + timedelta(days=1)))
+            parameters["first"] = _midnight(self.first_day)
+        if self.last_day is not None:
+            parameters["end"] = _midnight(self.last_day) + timedelta(days=1) if self.last_day < date.max else _END
         if self.since is not None:
-            query = query.where(_runs.c.scheduled > _midnight(self.since))
-        return query
+            parameters["since"] = _midnight(self.since)
+        return parameters
+
+
+#: After every run.
+_END = datetime.max.replace(tzinfo=UTC)
+
+
+def _chosen(query: Select[Any], names: tuple[str, ...], first_day: bool, last_day: bool, since: bool) -> Select[Any]:
+    """Add the conditions of a filter's shape to a query."""
+    for name in names:
+        column, value = FILTERS[name], bindparam(f"chosen_{name}", type_=Text)
+        query = query.where(column.like(value) if name == "sha1" else column == value)
+    scheduled = _runs.c.scheduled
+    if first_day:
+        query = query.where(scheduled >= bindparam("first", type_=scheduled.type))
+    if last_day:
+        query = query.where(scheduled < bindparam("end", type_=scheduled.type))
+    if since:
+        query = query.where(scheduled > bindparam("since", type_=scheduled.type))
+    return query
 
 
 @dataclass(frozen=True)
@@ -125,8 +150,15 @@ def newest_runs(session: Session, page: Page) -> Listed:
 
 def filtered_runs(session: Session, chosen: RunFilter, page: Page) -> Listed:
     """List the chosen runs, the last scheduled first."""
-    query = chosen.apply(select(_runs.c.document, _runs.c.scheduled, _runs.c.id))
-    return Listed.of(session.execute(_page(query, _runs.c.scheduled, page), _place(page)).all())
+    statement = _filtered_runs(chosen.shape(), page.offset > 0, page.after is not None)
+    return Listed.of(session.execute(statement, chosen.parameters() | _place(page)).all())
+
+
+@cache
+def _filtered_runs(shape: tuple[Any, ...], offset: bool, after: bool) -> Select[Any]:
+    page = Page(offset=int(offset), after=(datetime.min, 0) if after else None)
+    query = _chosen(select(_runs.c.document, _runs.c.scheduled, _runs.c.id), *shape)
+    return _page(query, _runs.c.scheduled, page)
 
 
 def queued_runs(session: Session, page: Page) -> Listed:
@@ -139,12 +171,12 @@ def values_of(session: Session, name: str, chosen: RunFilter) -> list[str]:
     """List the values that the chosen runs have in a column of :data:`FILTERS`, or the days (``date``), sorted."""
     column: Any = _day if name == "date" else FILTERS[name]
     if chosen != RunFilter():
-        query = chosen.apply(select(column).distinct()).where(column.is_not(None)).order_by(column)
+        query = _chosen(select(column).distinct(), *chosen.shape()).where(column.is_not(None)).order_by(column)
     elif name == "date":
         query = _days()
     else:
         query = _distinct(FILTERS[name])
-    return [str(value) for value in session.scalars(query)]
+    return [str(value) for value in session.scalars(query, chosen.parameters())]
 
 
 def _distinct(column: Column[Any]) -> Select[Any]:

@@ -49,18 +49,18 @@ _FIND_RUN = (
         func.pg_advisory_xact_lock_shared(func.hashtext(bindparam("lock", type_=Text))),
     )
     .where(_runs.c.name == bindparam("name"))
-    .with_for_update(read=True, key_share=True)
     .execution_options(**PREPARED)
 )
 
+_ADDED_COLUMNS = ("job_id", "posted", *_JOB_COLUMNS)
 _added = (
     upsert(_jobs)
-    .values(
-        {
-            column: bindparam(f"job_{column}", type_=_jobs.c[column].type)
-            for column in ("job_id", "posted", *_JOB_COLUMNS)
-        }
-        | {"run_id": bindparam("in_run")}
+    .from_select(
+        ["run_id", *_ADDED_COLUMNS],
+        # Out of the run's row, so that nothing is added to a run that was removed just before.
+        select(
+            _runs.c.id, *(bindparam(f"job_{column}", type_=_jobs.c[column].type) for column in _ADDED_COLUMNS)
+        ).where(_runs.c.id == bindparam("in_run")),
     )
     .on_conflict_do_nothing(index_elements=["run_id", "job_id"])
     .returning(_jobs.c.id)
@@ -71,7 +71,7 @@ _ADD_JOB = (
     .where(_runs.c.id == bindparam("in_run"), exists(select(_added.c.id)))
     .values(_RUN_CHANGES)
     .returning(select(_added.c.id).scalar_subquery())
-    .add_cte(as_part())
+    .add_cte(as_part(exists(select(_added.c.id))))
     .execution_options(**PREPARED)
 )
 
@@ -213,8 +213,12 @@ def report_job(session: Session, run_name: str, report: Report, *, add_run: bool
         **part_values(session, "job.added", f"runs/{run_name}/jobs/{job_id}", status=status),
     }
     added = session.execute(_ADD_JOB, values).scalar()
-    if added is None:
-        raise Conflict(f"job with job_id {job_id} already exists")
+    while added is None:
+        # The run has that job, or the run that was found was removed before the lock on it was had.
+        if (again := _find_or_add_run(session, run_name, add_run)) == values["in_run"]:
+            raise Conflict(f"job with job_id {job_id} already exists")
+        values["in_run"] = again
+        added = session.execute(_ADD_JOB, values).scalar()
     _tie(session, added, now, on)
     return job_id
 
