@@ -34,6 +34,18 @@ BEGIN
         || ',"machine_type":' || to_json(machine_type) || ',"sha1":' || coalesce(to_json(sha1)::text, 'null')
         || ',"priority":' || coalesce(priority::text, 'null')
         || ',"flavor":' || coalesce(to_json(flavor)::text, 'null') || '}';
+END $$;
+CREATE OR REPLACE FUNCTION labctl_machine_document(
+    name text, description text, up bool, machine_type text, is_vm bool, vm_host text, os_type text, os_version text,
+    arch text, locked bool, locked_since timestamptz, locked_by text, mac_address text, ssh_pub_key text
+) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN json_build_object(
+        'name', name, 'description', description, 'up', up, 'machine_type', machine_type, 'is_vm', is_vm,
+        'vm_host', vm_host, 'os_type', os_type, 'os_version', os_version, 'arch', arch, 'locked', locked,
+        'locked_since', replace(to_char(locked_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', ''),
+        'locked_by', locked_by, 'mac_address', mac_address, 'ssh_pub_key', ssh_pub_key
+    )::text;
 END $$
 """
 
@@ -61,7 +73,7 @@ def upgrade() -> None:
         sa.Column("up", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("machine_type", sa.String(length=255), nullable=True),
         sa.Column("is_vm", sa.Boolean(), server_default=sa.text("false"), nullable=False),
-        sa.Column("vm_host_id", sa.Integer(), nullable=True),
+        sa.Column("vm_host", sa.String(length=255), nullable=True),
         sa.Column("os_type", sa.String(length=255), nullable=True),
         sa.Column("os_version", sa.String(length=255), nullable=True),
         sa.Column("arch", sa.String(length=255), nullable=True),
@@ -70,8 +82,18 @@ def upgrade() -> None:
         sa.Column("locked_by", sa.String(length=255), nullable=True),
         sa.Column("mac_address", sa.String(length=255), nullable=True),
         sa.Column("ssh_pub_key", sa.Text(), nullable=True),
+        sa.Column(
+            "document",
+            sa.Text(),
+            sa.Computed(
+                "labctl_machine_document(name, description, up, machine_type, is_vm, vm_host, os_type, os_version,"
+                " arch, locked, locked_since, locked_by, mac_address, ssh_pub_key)",
+                persisted=True,
+            ),
+            nullable=False,
+        ),
         sa.CheckConstraint("locked = (locked_by IS NOT NULL)", name=op.f("ck_machines_locked_by_somebody")),
-        sa.ForeignKeyConstraint(["vm_host_id"], ["machines.id"], name="fk_machines_vm_host_id", ondelete="SET NULL"),
+        sa.ForeignKeyConstraint(["vm_host"], ["machines.name"], name="fk_machines_vm_host", ondelete="SET NULL"),
         sa.PrimaryKeyConstraint("id", name="pk_machines"),
         sa.UniqueConstraint("name", name="uq_machines_name"),
         postgresql_with={"fillfactor": "70"},
@@ -84,7 +106,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("up AND NOT locked"),
     )
     op.create_index("ix_machines_machine_type", "machines", ["machine_type"], unique=False)
-    op.create_index("ix_machines_vm_host_id", "machines", ["vm_host_id"], unique=False)
+    op.create_index("ix_machines_vm_host", "machines", ["vm_host"], unique=False)
     op.create_table(
         "queues",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -238,4 +260,8 @@ def downgrade() -> None:
     op.execute(
         "DROP FUNCTION labctl_run_document(text, text, text, text, int, int, int, int, int, int, int, int, timestamptz,"
         " timestamptz, timestamptz, timestamptz, text, text, text, text, int, text)"
+    )
+    op.execute(
+        "DROP FUNCTION labctl_machine_document(text, text, bool, text, bool, text, text, text, text, bool, timestamptz,"
+        " text, text, text)"
     )

@@ -86,7 +86,7 @@ def demo(url: str | None, token: str | None, runs: int, seed: int, until: dateti
         machines = add_machines(lab, week)
         add_queues(lab)
         jobs = add_runs(lab, week, machines)
-    click.echo(f"{len(machines)} machines, {runs} runs, {jobs} jobs; {lab.requests} requests")
+    click.echo(f"{sum(map(len, machines.values()))} machines, {runs} runs, {jobs} jobs; {lab.requests} requests")
 
 
 def add_machines(lab: Lab, week: Week) -> dict[str, list[str]]:

@@ -46,7 +46,7 @@ class MachinesController(Resource):
         wanted = {name: value for name, value in chosen.items() if value is not None}
         with reading() as session:
             machines = queries.machines(session, wanted, count)
-        return wire.nodes_to_wire(machines)
+        return render.as_list(machines)
 
     def post(self, request: Request) -> Any:
         """Add a machine."""
@@ -82,7 +82,7 @@ class MachineController(Resource):
             machine = queries.machine(session, self.name)
         if machine is None:
             raise NotFound("node not found")
-        return wire.node_to_wire(machine)
+        return render.Text(machine)
 
     def put(self, request: Request) -> Any:
         """Change what is sent, and nothing else; the name never."""
@@ -193,7 +193,7 @@ class MachineJobsController(Resource):
                 page=page,
             )
         following = paging.next_url(request, page, len(listed.documents), listed.last)
-        return render.with_next(render.Text(runs.as_list(listed.documents)), following)
+        return render.with_next(render.as_list(listed.documents), following)
 
 
 class MachineJobStatsController(Resource):

@@ -2,10 +2,40 @@
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, DateTime, ForeignKey, Index, String, Text, false, text
+from sqlalchemy import (
+    DDL,
+    CheckConstraint,
+    Computed,
+    DateTime,
+    ForeignKey,
+    Index,
+    String,
+    Text,
+    event,
+    false,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from labctl.db import Base
+
+#: A machine as clients see it: the whole list is asked for all the time, and a machine changes far less often.
+MACHINE_DOCUMENT = DDL(  # type: ignore[no-untyped-call]
+    """
+CREATE OR REPLACE FUNCTION labctl_machine_document(
+    name text, description text, up bool, machine_type text, is_vm bool, vm_host text, os_type text, os_version text,
+    arch text, locked bool, locked_since timestamptz, locked_by text, mac_address text, ssh_pub_key text
+) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN json_build_object(
+        'name', name, 'description', description, 'up', up, 'machine_type', machine_type, 'is_vm', is_vm,
+        'vm_host', vm_host, 'os_type', os_type, 'os_version', os_version, 'arch', arch, 'locked', locked,
+        'locked_since', replace(to_char(locked_since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), '.000000', ''),
+        'locked_by', locked_by, 'mac_address', mac_address, 'ssh_pub_key', ssh_pub_key
+    )::text;
+END $$
+"""
+)
 
 
 class Machine(Base):
@@ -27,7 +57,10 @@ class Machine(Base):
     up: Mapped[bool] = mapped_column(server_default=false())
     machine_type: Mapped[str | None] = mapped_column(String(255))
     is_vm: Mapped[bool] = mapped_column(server_default=false())
-    vm_host_id: Mapped[int | None] = mapped_column(ForeignKey("machines.id", ondelete="SET NULL"), index=True)
+    #: The machine that a VM runs on.
+    vm_host: Mapped[str | None] = mapped_column(
+        String(255), ForeignKey("machines.name", ondelete="SET NULL"), index=True
+    )
     os_type: Mapped[str | None] = mapped_column(String(255))
     os_version: Mapped[str | None] = mapped_column(String(255))
     arch: Mapped[str | None] = mapped_column(String(255))
@@ -36,3 +69,15 @@ class Machine(Base):
     locked_by: Mapped[str | None] = mapped_column(String(255))
     mac_address: Mapped[str | None] = mapped_column(String(255))
     ssh_pub_key: Mapped[str | None] = mapped_column(Text)
+    #: See :data:`MACHINE_DOCUMENT`.
+    document: Mapped[str] = mapped_column(
+        Text,
+        Computed(
+            "labctl_machine_document(name, description, up, machine_type, is_vm, vm_host, os_type, os_version, arch, "
+            "locked, locked_since, locked_by, mac_address, ssh_pub_key)",
+            persisted=True,
+        ),
+    )
+
+
+event.listen(Machine.__table__, "before_create", MACHINE_DOCUMENT)

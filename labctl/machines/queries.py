@@ -1,48 +1,46 @@
-"""Reading machines: narrow rows with the columns of a node on the wire, never objects."""
+"""Reading machines: lists come as JSON text that is passed through, never as objects."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, bindparam, func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from labctl.db import table
 from labctl.machines.models import Machine
 
 _machines = table(Machine)
-_host = _machines.alias("host")
-
 #: What a node on the wire is made of.
 NODE = (
-    *(_machines.c[column] for column in ("name", "description", "up", "machine_type", "is_vm")),
-    select(_host.c.name).where(_host.c.id == _machines.c.vm_host_id).scalar_subquery().label("vm_host"),
-    *(_machines.c[column] for column in ("os_type", "os_version", "arch", "locked", "locked_since", "locked_by")),
+    *(_machines.c[column] for column in ("name", "description", "up", "machine_type", "is_vm", "vm_host", "os_type")),
+    *(_machines.c[column] for column in ("os_version", "arch", "locked", "locked_since", "locked_by")),
     *(_machines.c[column] for column in ("mac_address", "ssh_pub_key")),
 )
 
 # Built once: putting a statement together costs as much as sending it.
-_ONE = select(*NODE).where(_machines.c.name == bindparam("name"))
+_ONE = select(_machines.c.document).where(_machines.c.name == bindparam("name"))
 _types = select(func.min(_machines.c.machine_type).label("value")).cte("types", recursive=True)
 _following = select(func.min(_machines.c.machine_type)).where(_machines.c.machine_type > _types.c.value)
 _types = _types.union_all(select(_following.scalar_subquery()).where(_types.c.value.is_not(None)))
 _TYPES = select(_types.c.value).where(_types.c.value.is_not(None))
 
 
-def machines(session: Session, chosen: Mapping[Any, Any], count: int | None = None) -> Sequence[Row[Any]]:
-    """List machines by name, with the columns of :data:`NODE`.
+def machines(session: Session, chosen: Mapping[Any, Any], count: int | None = None) -> Sequence[str]:
+    """List the documents of machines by name.
 
     ``chosen`` maps columns to the value, or the list of values, that they must have.
     """
-    query = select(*NODE).order_by(_machines.c.name).limit(count)
+    query = select(_machines.c.document).order_by(_machines.c.name).limit(count)
     for name, value in chosen.items():
         column = _machines.c[name]
         query = query.where(column.in_(value) if isinstance(value, list) else column == value)
-    return session.execute(query).all()
+    return session.scalars(query).all()
 
 
-def machine(session: Session, name: str) -> Mapping[Any, Any] | None:
-    """Give one machine, None if there is none of that name."""
-    return session.execute(_ONE, {"name": name}).mappings().first()
+def machine(session: Session, name: str) -> str | None:
+    """Give the document of one machine, None if there is none of that name."""
+    document: str | None = session.scalar(_ONE, {"name": name})
+    return document
 
 
 def machine_types(session: Session) -> list[str]:

@@ -143,8 +143,8 @@ def add(session: Session, name: str, given: Mapping[Any, Any]) -> None:
         if given.get(key) and not given.get("locked"):
             raise Invalid("must be null for a machine that is not locked", field=key)
     if given.get("vm_host") is not None:
-        values["vm_host_id"] = session.execute(_FIND_HOST, {"name": given["vm_host"]}).scalar()
-        _check_host(values["vm_host_id"])
+        _check_host(session.execute(_FIND_HOST, {"name": given["vm_host"]}).scalar())
+        values["vm_host"] = given["vm_host"]
     if session.execute(_ADD, values).scalar() is None:
         raise Conflict(f"Node with name {name} already exists")
     record(session, "machine.added", f"machines/{name}", **_reason(values))
@@ -161,7 +161,7 @@ def change(session: Session, name: str, given: Mapping[Any, Any]) -> None:
     machine = _hold(session, name, "attempted to update a non-existent node")
     values = {key: value for key, value in given.items() if key in _PLAIN}
     if "vm_host" in given:
-        values["vm_host_id"] = host
+        values["vm_host"] = vm_host
         if vm_host is not None:
             _check_host(host, machine["id"])
     lock = _lock_change(machine, given)
@@ -171,7 +171,7 @@ def change(session: Session, name: str, given: Mapping[Any, Any]) -> None:
     session.execute(_CHANGE, {"machine": machine["id"], **lock, **values})
     happened = [_lock_event(name, lock, given["locked_by"])] if lock else []
     if values:
-        changed = {key: given[key] for key in ("vm_host" if key == "vm_host_id" else key for key in values)}
+        changed = {key: given[key] for key in values}
         happened.append(("machine.updated", f"machines/{name}", changed))
     record_all(session, happened)
 

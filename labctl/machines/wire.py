@@ -1,6 +1,6 @@
 """Machines as paddles' clients know them: nodes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -163,15 +163,6 @@ def wanted_from_wire(given: LockManyInput) -> Wanted:
         os_version=given.os_version or None,
         arch=given.arch or None,
     )
-
-
-def nodes_to_wire(rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Shape machines whose columns come in the order of :data:`NODE_KEYS`."""
-    nodes = [dict(zip(NODE_KEYS, row, strict=True)) for row in rows]
-    for node in nodes:
-        if node["locked_since"] is not None:
-            node["locked_since"] = times.to_wire(node["locked_since"])
-    return nodes
 
 
 def node_to_wire(machine: Mapping[Any, Any]) -> dict[str, Any]:

@@ -127,9 +127,7 @@ class QueuedJobsController(Resource):
         name = read_queue(request, self.settings)
         user, run_name = body.text(request, "user"), body.text(request, "run_name")
         with reading() as session:
-            return render.Text(
-                runs.as_list(service.queued_jobs(session, name, self.logs, user=user, run_name=run_name))
-            )
+            return render.as_list(service.queued_jobs(session, name, self.logs, user=user, run_name=run_name))
 
 
 def read_queue(request: Request, settings: Settings) -> str:

@@ -53,7 +53,7 @@ class RunsController(Resource):
 
     def shaped(self, request: Request, listed: Listed, fields: list[str] | None) -> Any:
         """Give the list as it goes out."""
-        text = queries.at(queries.as_list(listed.documents), request.base_url())
+        text = queries.at(render.as_list(listed.documents), request.base_url())
         if not fields:
             return render.Text(text)
         return [{field: run[field] for field in fields} for run in orjson.loads(text)]
@@ -81,7 +81,7 @@ class RunsByNameController(RunsController):
 
     def shaped(self, request: Request, listed: Listed, fields: list[str] | None) -> Any:
         """Give the runs behind their names; ``fields`` chooses what stands there."""
-        runs = orjson.loads(queries.at(queries.as_list(listed.documents), request.base_url()))
+        runs = orjson.loads(queries.at(render.as_list(listed.documents), request.base_url()))
         if fields:
             return {run["name"]: {field: run[field] for field in fields} for run in runs}
         return {run["name"]: wire.run_to_entry(run) for run in runs}
@@ -111,7 +111,7 @@ class RunController(Resource):
         if found is None:
             raise NotFound(f"run not found: {self.name}")
         run, jobs = found
-        return render.Text(f'{queries.at(run, request.base_url())[:-1]},"jobs":{queries.as_list(jobs)}}}')
+        return render.Text(f'{queries.at(run, request.base_url())[:-1]},"jobs":{render.as_list(jobs)}}}')
 
     def delete(self, request: Request) -> Any:
         """Remove the run and its jobs."""
@@ -166,7 +166,7 @@ class JobsController(Resource):
             raise NotFound(f"run not found: {self.run_name}")
         if fields and "href" in fields:
             return wire.with_hrefs(found, fields, f"{request.base_url()}/{quote(self.run_name, safe=':')}")
-        return found if fields else render.Text(queries.as_list(found))
+        return found if fields else render.as_list(found)
 
     def post(self, request: Request) -> Any:
         """Add a job."""
@@ -353,7 +353,7 @@ def answer_list(request: Request, page: Page, listed: Listed, value: Any) -> Any
 
 def answer_runs(request: Request, page: Page, listed: Listed) -> Any:
     """Answer a list of runs."""
-    text = queries.at(queries.as_list(listed.documents), request.base_url())
+    text = queries.at(render.as_list(listed.documents), request.base_url())
     return answer_list(request, page, listed, render.Text(text))
 
 

@@ -1,7 +1,7 @@
 """Reading runs and jobs: lists come as JSON text that is passed through, never as objects."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
@@ -339,11 +339,6 @@ def job_counts_of_machine(session: Session, machine: int) -> dict[str, int]:
         .group_by(_jobs.c.status)
     )
     return {**dict.fromkeys(map(str, JobState), 0), **{row[0]: row[1] for row in session.execute(query)}}
-
-
-def as_list(texts: Iterable[str]) -> str:
-    """Make one JSON list of JSON texts."""
-    return f"[{','.join(texts)}]"
 
 
 def at(text: str, base_url: str) -> str:

@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 
 from labctl.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound
 from labctl.events.models import Event
-from labctl.machines import queries, service
+from labctl.machines import queries, service, wire
 from labctl.machines.models import Machine
 from labctl.machines.service import Wanted
+from tests.machines import reference
 
 SINCE = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -43,7 +44,7 @@ def events(session: Session) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def locked_names(session: Session) -> list[str]:
-    return [machine.name for machine in queries.machines(session, {"locked": True})]
+    return [machine["name"] for machine in reference.machines(session, {"locked": True})]
 
 
 # Adding
@@ -51,7 +52,7 @@ def locked_names(session: Session) -> list[str]:
 
 def test_a_new_machine_is_down_and_no_vm_unless_said_otherwise(session: Session) -> None:
     service.add(session, "one", {})
-    machine = queries.machine(session, "one")
+    machine = reference.machine(session, "one")
     assert machine is not None
     assert (machine["up"], machine["is_vm"], machine["locked"], machine["machine_type"]) == (False, False, False, None)
     assert events(session) == [("machine.added", "machines/one", {"locked_by": None, "description": None})]
@@ -61,7 +62,7 @@ def test_a_name_that_is_taken_is_a_conflict_and_changes_nothing(session: Session
     add(session, "one", os_type="ubuntu")
     with pytest.raises(Conflict, match=r"^Node with name one already exists$"):
         add(session, "one", os_type="centos")
-    machine = queries.machine(session, "one")
+    machine = reference.machine(session, "one")
     assert machine is not None
     assert machine["os_type"] == "ubuntu"
     assert len(events(session)) == 1
@@ -97,7 +98,7 @@ def test_a_machine_that_comes_unlocked_has_nobody_who_locked_it(session: Session
 def test_a_vm_names_its_host(session: Session) -> None:
     add(session, "host")
     add(session, "guest", is_vm=True, vm_host="host")
-    guest = queries.machine(session, "guest")
+    guest = reference.machine(session, "guest")
     assert guest is not None
     assert guest["vm_host"] == "host"
 
@@ -119,9 +120,9 @@ def change(session: Session, name: str, **given: Any) -> None:
 
 def test_a_change_changes_what_is_given_and_nothing_else(session: Session) -> None:
     add(session, "one", os_type="ubuntu", os_version="22.04")
-    before = queries.machine(session, "one")
+    before = reference.machine(session, "one")
     change(session, "one", os_version="24.04", up=False)
-    after = queries.machine(session, "one")
+    after = reference.machine(session, "one")
     assert before is not None
     assert after is not None
     assert dict(after) == {**before, "os_version": "24.04", "up": False}
@@ -145,7 +146,7 @@ def test_a_vm_moves_to_another_host_and_off_it(session: Session) -> None:
     hosts = []
     for vm_host in ("host", None):
         change(session, "guest", vm_host=vm_host)
-        guest = queries.machine(session, "guest")
+        guest = reference.machine(session, "guest")
         assert guest is not None
         hosts.append(guest["vm_host"])
     assert hosts == ["host", None]
@@ -169,7 +170,7 @@ def test_a_change_locks_and_unlocks_by_the_rules(session: Session, stopped_clock
         change(session, "one", locked=False, locked_by="c@d", arch="x86_64")
     change(session, "one", locked=False, locked_by="a@b", locked_since=None, description=None)
     assert state(session, "one") == (False, None, None, "why")
-    machine = queries.machine(session, "one")
+    machine = reference.machine(session, "one")
     assert machine is not None
     assert machine["arch"] == "arm64"
     assert events(session)[1:] == [
@@ -182,18 +183,15 @@ def test_a_change_locks_and_unlocks_by_the_rules(session: Session, stopped_clock
 @pytest.mark.parametrize("locked", [True, False])
 def test_a_change_that_writes_back_the_lock_that_was_read_is_accepted(session: Session, locked: bool) -> None:
     add(session, "one", **({"locked": True, "locked_by": "a@b"} if locked else {}))
-    read = queries.machine(session, "one")
-    assert read is not None
-    service.change(session, "one", {**read, "arch": "arm64"})
-    written = queries.machine(session, "one")
-    assert written is not None
-    assert dict(written) == {**read, "arch": "arm64"}
+    read = reference.machine(session, "one")
+    service.change(session, "one", wire.MachineInput.model_validate({**read, "arch": "arm64"}).sent())
+    assert reference.machine(session, "one") == {**read, "arch": "arm64"}
 
 
 def test_a_change_may_say_that_an_unlocked_machine_is_locked_by_nobody(session: Session) -> None:
     add(session, "one")
     change(session, "one", locked=False, locked_by=None, up=False)
-    assert queries.machines(session, {"up": True}) == []
+    assert reference.machines(session, {"up": True}) == []
 
 
 @pytest.mark.parametrize(
@@ -214,7 +212,7 @@ def test_a_change_does_not_get_round_the_rules_of_an_unlocked_machine(
     with pytest.raises(error):
         change(session, "one", up=False, **given)
     assert state(session, "one") == (False, None, None, None)
-    assert len(queries.machines(session, {"up": True})) == 1
+    assert len(reference.machines(session, {"up": True})) == 1
 
 
 @pytest.mark.parametrize(
@@ -236,7 +234,7 @@ def test_a_change_does_not_get_round_the_rules_of_a_locked_machine(
     with pytest.raises(error):
         change(session, "one", up=False, **given)
     assert state(session, "one") == (True, "a@b", SINCE, "why")
-    assert len(queries.machines(session, {"up": True})) == 1
+    assert len(reference.machines(session, {"up": True})) == 1
 
 
 def test_the_holder_of_a_lock_may_be_named_in_a_change(session: Session) -> None:
@@ -251,7 +249,7 @@ def test_the_holder_of_a_lock_may_be_named_in_a_change(session: Session) -> None
 def test_a_machine_is_removed(session: Session) -> None:
     add(session, "one", "two")
     service.remove(session, "one")
-    assert [machine.name for machine in queries.machines(session, {})] == ["two"]
+    assert [machine["name"] for machine in reference.machines(session, {})] == ["two"]
     assert events(session)[-1] == ("machine.removed", "machines/one", {})
 
 
@@ -259,7 +257,7 @@ def test_a_locked_machine_is_not_removed(session: Session) -> None:
     add(session, "one", locked=True, locked_by="a@b")
     with pytest.raises(Forbidden, match=r"^Cannot delete a locked node$"):
         service.remove(session, "one")
-    assert queries.machine(session, "one") is not None
+    assert reference.machine(session, "one") is not None
 
 
 def test_an_unknown_machine_is_not_removed(session: Session) -> None:
@@ -271,7 +269,7 @@ def test_vms_outlive_their_host(session: Session) -> None:
     add(session, "host")
     add(session, "guest", vm_host="host")
     service.remove(session, "host")
-    guest = queries.machine(session, "guest")
+    guest = reference.machine(session, "guest")
     assert guest is not None
     assert guest["vm_host"] is None
 
@@ -497,7 +495,7 @@ def test_ensure_does_without_a_type(session: Session, machine_type: str | None) 
 def test_ensure_refuses_what_cannot_be_a_name(session: Session) -> None:
     with pytest.raises(Invalid):
         service.ensure(session, ["good", "x" * 256], None)
-    assert queries.machines(session, {}) == []
+    assert reference.machines(session, {}) == []
 
 
 def test_ensure_of_nothing_gives_nothing(session: Session) -> None:

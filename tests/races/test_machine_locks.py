@@ -10,9 +10,10 @@ from webtest import TestApp
 from labctl.db import reading, transaction
 from labctl.errors import Exhausted, Forbidden, LabError, NotFound, Unavailable
 from labctl.events.models import Event
-from labctl.machines import queries, service
+from labctl.machines import service
 from labctl.machines.models import Machine
 from labctl.machines.service import Wanted
+from tests.machines import reference
 
 THREADS = 16
 AtOnce = Callable[[list[Callable[[], Any]]], list[Any]]
@@ -59,7 +60,7 @@ def change_lock(name: str, locked: bool, by: str) -> LabError | None:
 
 def locked_by() -> dict[str, str]:
     with reading() as session:
-        return {machine.name: machine.locked_by for machine in queries.machines(session, {"locked": True})}
+        return {machine["name"]: machine["locked_by"] for machine in reference.machines(session, {"locked": True})}
 
 
 def remove(name: str) -> LabError | None:
@@ -314,7 +315,7 @@ def test_a_host_is_not_removed_while_a_vm_is_given_to_it(monkeypatch: pytest.Mon
         service.change(session, "m001", {"vm_host": "m000"})
     assert [type(error) for error in removed] == [Unavailable]
     with reading() as session:
-        guest = queries.machine(session, "m001")
+        guest = reference.machine(session, "m001")
     assert guest is not None
     assert guest["vm_host"] == "m000"
 
