@@ -46,8 +46,8 @@ def make_app(settings: Settings) -> Application:
     """Make the application; :func:`labctl.db.configure` (or a test) has pointed the process at its database."""
 
     def authenticate(claim: Claim) -> tokens.Identity:
-        with db.reading() as session:
-            identity = tokens.authenticate(session, claim.user, claim.secret)
+        with db.reading() as connection:
+            identity = tokens.authenticate(connection, claim.user, claim.secret)
         if identity.token_id is not None and identity.stale:
             with db.transaction() as session:
                 tokens.touch(session, identity.token_id)

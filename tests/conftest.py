@@ -3,13 +3,13 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.orm import Session
 from webtest import TestApp
 
@@ -51,11 +51,21 @@ def settings(database_url: str) -> Settings:
     return Settings(database_url=database_url)
 
 
+class Joined:
+    """Lets reads see what the test's own transaction has done."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def connect(self) -> Any:
+        return nullcontext(self.connection)
+
+
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
     """A session inside a transaction that is undone; transaction() and reading() of the code under test join it."""
     with engine.connect() as connection, connection.begin() as outer:
-        db.bind(connection, connection, join_transaction_mode="create_savepoint")
+        db.bind(connection, Joined(connection), join_transaction_mode="create_savepoint")
         with Session(bind=connection, join_transaction_mode="create_savepoint", expire_on_commit=False) as session:
             yield session
         outer.rollback()

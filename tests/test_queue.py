@@ -28,7 +28,7 @@ def waiting(committed: Engine) -> Callable[[], list[tuple[str, dict[str, Any]]]]
 
 
 def runs() -> int:
-    with db.reading() as session:
+    with db.transaction() as session:
         return session.query(Run).count()
 
 

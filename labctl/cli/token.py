@@ -6,7 +6,7 @@ import click
 from tabulate import tabulate
 
 from labctl import clock
-from labctl.db import configure, reading, transaction
+from labctl.db import configure, transaction
 from labctl.settings import ANONYMOUS, load
 from labctl.tokens import service
 
@@ -35,7 +35,7 @@ def create(user: str, scopes: tuple[str, ...], days: float | None) -> None:
 @click.argument("user", required=False)
 def list_(user: str | None) -> None:
     """List the tokens, or those of USER, by their ids."""
-    with reading() as session:
+    with transaction() as session:
         rows = [
             (
                 found.public_id,

@@ -5,7 +5,7 @@ import sys
 import click
 from tabulate import tabulate
 
-from labctl.db import configure, reading, transaction
+from labctl.db import configure, transaction
 from labctl.settings import ANONYMOUS, load
 from labctl.tokens import service
 
@@ -39,7 +39,7 @@ def add(name: str, admin: bool, rights: tuple[str, ...], no_password: bool, pass
 @user.command("list")
 def list_() -> None:
     """List the users."""
-    with reading() as session:
+    with transaction() as session:
         rows = [
             (found.name, "admin" if found.admin else ", ".join(found.rights) or "-", f"{found.created:%Y-%m-%d %H:%M}")
             for found in service.list_users(session)

@@ -1,17 +1,18 @@
 """Following the log of events."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import BigInteger, Text, cast, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import BigInteger, Row, Text, cast, func, select
 
+from labctl.db import Reader, table
 from labctl.events.models import Event
 from labctl.events.service import PER_TRANSACTION
 
 
 def after(
-    session: Session, seq: int, *, kind: str | None = None, subject: str | None = None, limit: int = 100
-) -> Sequence[Event]:
+    session: Reader, seq: int, *, kind: str | None = None, subject: str | None = None, limit: int = 100
+) -> Sequence[Row[Any]]:
     """List events with a number above ``seq``, in order; a reader that goes on from the last number misses none.
 
     Transactions commit in another order than they begin, so an event with a lower number may appear after one with a
@@ -19,9 +20,9 @@ def after(
     them can appear any more.
     """
     horizon = cast(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text), BigInteger) * PER_TRANSACTION
-    query = select(Event).where(Event.seq > seq, Event.seq < horizon).order_by(Event.seq).limit(limit)
+    query = select(table(Event)).where(Event.seq > seq, Event.seq < horizon).order_by(Event.seq).limit(limit)
     if kind is not None:
         query = query.where(Event.kind == kind)
     if subject is not None:
         query = query.where(Event.subject == subject)
-    return session.scalars(query).all()
+    return session.execute(query).all()

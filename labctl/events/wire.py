@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from labctl.events.models import Event
 
-
-def event_to_wire(event: Event) -> dict[str, Any]:
-    """Shape one event; ``at`` is RFC 3339 in UTC."""
+def event_to_wire(event: Any) -> dict[str, Any]:
+    """Shape one event, a row of its table; ``at`` is RFC 3339 in UTC."""
     return {
         "seq": event.seq,
         "at": event.at.isoformat().replace("+00:00", "Z"),

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, func, select
-from sqlalchemy.orm import Session
 
-from labctl.db import table
+from labctl.db import Reader, table
 from labctl.machines.models import Machine
 
 _machines = table(Machine)
@@ -25,7 +24,7 @@ _types = _types.union_all(select(_following.scalar_subquery()).where(_types.c.va
 _TYPES = select(_types.c.value).where(_types.c.value.is_not(None))
 
 
-def machines(session: Session, chosen: Mapping[Any, Any], count: int | None = None) -> Sequence[str]:
+def machines(session: Reader, chosen: Mapping[Any, Any], count: int | None = None) -> Sequence[str]:
     """List the documents of machines by name.
 
     ``chosen`` maps columns to the value, or the list of values, that they must have.
@@ -37,12 +36,12 @@ def machines(session: Session, chosen: Mapping[Any, Any], count: int | None = No
     return session.scalars(query).all()
 
 
-def machine(session: Session, name: str) -> str | None:
+def machine(session: Reader, name: str) -> str | None:
     """Give the document of one machine, None if there is none of that name."""
     document: str | None = session.scalar(_ONE, {"name": name})
     return document
 
 
-def machine_types(session: Session) -> list[str]:
+def machine_types(session: Reader) -> list[str]:
     """List the types that occur, sorted; it costs as much as there are types, however many machines."""
     return sorted(session.scalars(_TYPES))

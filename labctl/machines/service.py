@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from labctl import clock
-from labctl.db import table
+from labctl.db import Reader, table
 from labctl.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Unavailable
 from labctl.events.service import record, record_all
 from labctl.machines.models import Machine
@@ -121,7 +121,7 @@ class _TooFew(Exception):
     """Undoes an attempt of :func:`lock_many`."""
 
 
-def find(session: Session, name: str) -> int:
+def find(session: Reader, name: str) -> int:
     """Give a machine's id; raises :class:`NotFound`."""
     found: int | None = session.execute(_FIND, {"name": name}).scalar()
     if found is None:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from labctl import clock, lease
-from labctl.db import table
+from labctl.db import Reader, table
 from labctl.errors import Conflict, Forbidden, Invalid, Unavailable
 from labctl.events.service import record
 from labctl.queues.models import Queue
@@ -20,6 +21,7 @@ from labctl.runs.states import JobState
 
 _runs = table(Run)
 _jobs = table(Job)
+_queues = table(Queue)
 
 
 def add(session: Session, name: str) -> None:
@@ -42,22 +44,22 @@ def pause(session: Session, name: str, paused_by: str, seconds: float) -> None:
     record(session, "queue.paused", f"queues/{name}", paused_by=paused_by, seconds=seconds)
 
 
-def is_paused(queue: Queue | None) -> bool:
+def is_paused(queue: Any) -> bool:
     """Tell whether a queue is paused now; one that nobody has added never is."""
     return queue is not None and queue.paused_until is not None and queue.paused_until > clock.now()
 
 
-def listed(session: Session, *, name: str | None = None, paused_by: str | None = None) -> Sequence[Queue]:
+def listed(session: Reader, *, name: str | None = None, paused_by: str | None = None) -> Sequence[Row[Any]]:
     """List the queues by name; a queue's name is the machine type it is for."""
-    query = select(Queue).order_by(Queue.name)
+    query = select(_queues).order_by(Queue.name)
     if name is not None:
         query = query.where(Queue.name == name)
     if paused_by is not None:
         query = query.where(Queue.paused_by == paused_by, Queue.paused_until > clock.now())
-    return session.scalars(query).all()
+    return session.execute(query).all()
 
 
-def stats(session: Session, name: str) -> tuple[Queue | None, int]:
+def stats(session: Reader, name: str) -> tuple[Row[Any] | None, int]:
     """Give a queue and how many jobs are queued in it; raises :class:`Invalid` if there is neither queue nor job."""
     queue = _find(session, name)
     query = select(func.count()).where(_jobs.c.queue == name, _jobs.c.status == JobState.QUEUED)
@@ -67,12 +69,12 @@ def stats(session: Session, name: str) -> tuple[Queue | None, int]:
     return queue, queued
 
 
-def _find(session: Session, name: str) -> Queue | None:
-    return session.scalar(select(Queue).where(Queue.name == name))
+def _find(session: Reader, name: str) -> Row[Any] | None:
+    return session.execute(select(_queues).where(Queue.name == name)).first()
 
 
 def queued_jobs(
-    session: Session, name: str, logs: LogURL, *, user: str | None = None, run_name: str | None = None
+    session: Reader, name: str, logs: LogURL, *, user: str | None = None, run_name: str | None = None
 ) -> list[str]:
     """Give the documents of a queue's jobs, the next to be taken first."""
     query = (
@@ -89,7 +91,7 @@ def queued_jobs(
     return [logs.complete(row.name, row.job_id, row.document) for row in rows]
 
 
-def next_job(session: Session, name: str, logs: LogURL) -> str | None:
+def next_job(session: Reader, name: str, logs: LogURL) -> str | None:
     """Give the queued job with the smallest priority, without taking it; raises :class:`Unavailable` while paused."""
     _check_not_paused(session, name)
     query = (
@@ -103,7 +105,7 @@ def next_job(session: Session, name: str, logs: LogURL) -> str | None:
     return None if row is None else logs.complete(row.name, row.job_id, row.document)
 
 
-def _check_not_paused(session: Session, name: str) -> None:
+def _check_not_paused(session: Reader, name: str) -> None:
     if is_paused(_find(session, name)):
         raise Unavailable("queue is paused, cannot retrieve job")
 

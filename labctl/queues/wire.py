@@ -5,7 +5,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from labctl import times
-from labctl.queues.models import Queue
 from labctl.queues.service import Claimed, is_paused
 from labctl.runs.wire import JobID, RunNameText, Whole, Word
 
@@ -38,8 +37,8 @@ class HeartbeatInput(BaseModel):
     attempt: Whole
 
 
-def queue_to_wire(queue: Queue) -> dict[str, Any]:
-    """Shape a queue; a pause that is over is none."""
+def queue_to_wire(queue: Any) -> dict[str, Any]:
+    """Shape a queue, a row of its table; a pause that is over is none."""
     paused = is_paused(queue)
     return {
         "queue": queue.name,

@@ -23,10 +23,9 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
-from sqlalchemy.orm import Session
 
 from labctl import times
-from labctl.db import PREPARED, table
+from labctl.db import PREPARED, Reader, table
 from labctl.machines.models import Machine
 from labctl.paging import Page
 from labctl.runs import documents
@@ -143,12 +142,12 @@ def _newest_runs(offset: bool, after: bool) -> Select[Any]:
     return _page(select(_runs.c.document, _runs.c.posted, _runs.c.id), _runs.c.posted, page)
 
 
-def newest_runs(session: Session, page: Page) -> Listed:
+def newest_runs(session: Reader, page: Page) -> Listed:
     """List runs, the last posted first."""
     return Listed.of(session.execute(_newest_runs(page.offset > 0, page.after is not None), _place(page)).all())
 
 
-def filtered_runs(session: Session, chosen: RunFilter, page: Page) -> Listed:
+def filtered_runs(session: Reader, chosen: RunFilter, page: Page) -> Listed:
     """List the chosen runs, the last scheduled first."""
     statement = _filtered_runs(chosen.shape(), page.offset > 0, page.after is not None)
     return Listed.of(session.execute(statement, chosen.parameters() | _place(page)).all())
@@ -161,13 +160,13 @@ def _filtered_runs(shape: tuple[Any, ...], offset: bool, after: bool) -> Select[
     return _page(query, _runs.c.scheduled, page)
 
 
-def queued_runs(session: Session, page: Page) -> Listed:
+def queued_runs(session: Reader, page: Page) -> Listed:
     """List the runs that have queued jobs, the first scheduled first."""
     query = select(_runs.c.document, _runs.c.scheduled, _runs.c.id).where(_runs.c.queued > 0)
     return Listed.of(session.execute(_page(query, _runs.c.scheduled, page, newest=False), _place(page)).all())
 
 
-def values_of(session: Session, name: str, chosen: RunFilter) -> list[str]:
+def values_of(session: Reader, name: str, chosen: RunFilter) -> list[str]:
     """List the values that the chosen runs have in a column of :data:`FILTERS`, or the days (``date``), sorted."""
     column: Any = _day if name == "date" else FILTERS[name]
     if chosen != RunFilter():
@@ -210,14 +209,14 @@ _RUN_WITH_JOBS = (
 _JOB = select(_jobs.c.document).where(_of_run, _jobs.c.job_id == bindparam("job")).execution_options(**PREPARED)
 
 
-def run_with_jobs(session: Session, name: str, logs: LogURL) -> tuple[str, list[str]] | None:
+def run_with_jobs(session: Reader, name: str, logs: LogURL) -> tuple[str, list[str]] | None:
     """Give a run's document and its jobs' in the order they came, of one instant; None if there is no such run."""
     rows = session.execute(_RUN_WITH_JOBS, {"name": name}).all()
     # A job is tied to its run, so without a run there are no rows at all.
     return (rows[0][2], logs.completed(name, (row[1:] for row in rows[1:]))) if rows else None
 
 
-def jobs_of_run(session: Session, name: str, logs: LogURL, *, status: str | None = None) -> list[str] | None:
+def jobs_of_run(session: Reader, name: str, logs: LogURL, *, status: str | None = None) -> list[str] | None:
     """Give the documents of a run's jobs, newest first; None if there is no such run."""
     rows = _rows_of_run(session, name, status, ("document",))
     return None if rows is None else logs.completed(name, ((row[1], row[0]) for row in rows))
@@ -231,7 +230,7 @@ COLUMNS: Mapping[str, str] = {
 
 
 def fields_of_jobs(
-    session: Session, name: str, fields: list[str], logs: LogURL, *, status: str | None = None
+    session: Reader, name: str, fields: list[str], logs: LogURL, *, status: str | None = None
 ) -> list[dict[str, Any]] | None:
     """Give some fields of a run's jobs, newest first; None if there is no such run."""
     if any(field not in COLUMNS for field in fields):
@@ -252,7 +251,7 @@ def _to_wire(value: Any) -> Any:
     return times.to_wire(value) if isinstance(value, datetime) else value
 
 
-def _rows_of_run(session: Session, name: str, status: str | None, columns: tuple[str, ...]) -> list[Any] | None:
+def _rows_of_run(session: Reader, name: str, status: str | None, columns: tuple[str, ...]) -> list[Any] | None:
     """Select from a run's jobs, newest first; the rows end with job_id and id. None if there is no such run."""
     parameters = {"name": name} if status is None else {"name": name, "status": status}
     rows = session.execute(_select_from_run(columns, status is not None), parameters).all()
@@ -273,20 +272,20 @@ def _select_from_run(columns: tuple[str, ...], by_status: bool) -> Select[Any]:
     return query.execution_options(**PREPARED)
 
 
-def job(session: Session, run_name: str, job_id: str, logs: LogURL) -> str | None:
+def job(session: Reader, run_name: str, job_id: str, logs: LogURL) -> str | None:
     """Give a job's document, None if there is no such job."""
     document = session.scalar(_JOB, {"name": run_name, "job": job_id})
     return None if document is None else logs.complete(run_name, job_id, document)
 
 
-def statuses_of_jobs(session: Session, name: str) -> list[tuple[str, str]] | None:
+def statuses_of_jobs(session: Reader, name: str) -> list[tuple[str, str]] | None:
     """List the ids of a run's jobs with their statuses, in the order they came; None if there is no such run."""
     rows = _rows_of_run(session, name, None, ("status",))
     return None if rows is None else [(row[1], row[0]) for row in reversed(rows)]
 
 
 def jobs_of_machine(
-    session: Session,
+    session: Reader,
     machine: int,
     logs: LogURL,
     *,
@@ -315,7 +314,7 @@ def jobs_of_machine(
 
 
 def job_counts_by_machine(
-    session: Session, since: datetime, machine_types: list[str] | None
+    session: Reader, since: datetime, machine_types: list[str] | None
 ) -> list[tuple[str, str, int]]:
     """Count the jobs posted since a time by machine and status; gives (machine's name, status, count)."""
     query = (
@@ -330,7 +329,7 @@ def job_counts_by_machine(
     return [(row[0], row[1], row[2]) for row in session.execute(query)]
 
 
-def job_counts_of_machine(session: Session, machine: int) -> dict[str, int]:
+def job_counts_of_machine(session: Reader, machine: int) -> dict[str, int]:
     """Count a machine's jobs by status; all statuses are there."""
     query = (
         select(_jobs.c.status, func.count())

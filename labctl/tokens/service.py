@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, joinedload
 
 from labctl import clock
+from labctl.db import Reader, table
 from labctl.errors import Conflict, Invalid, NotFound, Unauthenticated
 from labctl.events.service import record
 from labctl.tokens.models import Token, User
@@ -19,6 +20,9 @@ from labctl.tokens.secrets import digest, hash_password, looks_like_token, new_s
 #: How exactly ``last_used`` is kept: a write for every request would cost more than it tells.
 LAST_USED = timedelta(minutes=1)
 FIRST_ADMIN = "admin"
+
+_users = table(User)
+_tokens = table(Token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class Identity:
         return self.admin or tree in self.rights
 
 
-def authenticate(session: Session, user: str | None, secret: str) -> Identity:
+def authenticate(session: Reader, user: str | None, secret: str) -> Identity:
     """Find out whose credential this is: a token, whatever the user name, or a user with a password.
 
     Raises :class:`Unauthenticated`, with the same words whatever is wrong.
@@ -47,26 +51,30 @@ def authenticate(session: Session, user: str | None, secret: str) -> Identity:
         return identity
     if user is None:
         raise Unauthenticated("the token is not valid")
-    found = session.scalar(select(User).where(User.name == user)) if "\0" not in user else None
+    found = session.execute(select(_users).where(_users.c.name == user)).first() if "\0" not in user else None
     if not password_fits(found.password_hash if found else None, secret) or found is None:
         raise Unauthenticated("user or password is wrong")
     return Identity(found.id, found.name, found.admin, frozenset(found.rights))
 
 
-def _by_token(session: Session, secret: str) -> Identity | None:
+def _by_token(session: Reader, secret: str) -> Identity | None:
     hashed = digest(secret)
-    token = session.scalar(select(Token).where(Token.secret_hash == hashed).options(joinedload(Token.owner)))
+    owner = select(_tokens, _users.c.name, _users.c.admin, _users.c.rights).join_from(_tokens, _users)
+    token = session.execute(owner.where(_tokens.c.secret_hash == hashed)).first()
     now = clock.now()
-    if token is None or not hmac.compare_digest(token.secret_hash, hashed) or (token.expires and token.expires <= now):
+    if (
+        token is None
+        or not hmac.compare_digest(bytes(token.secret_hash), hashed)
+        or (token.expires and token.expires <= now)
+    ):
         return None
-    owner = token.owner
-    rights = frozenset(owner.rights)
+    rights = frozenset(token.rights)
     if token.scopes is not None:
-        rights = frozenset(token.scopes) if owner.admin else rights & frozenset(token.scopes)
+        rights = frozenset(token.scopes) if token.admin else rights & frozenset(token.scopes)
     return Identity(
-        owner.id,
-        owner.name,
-        owner.admin and token.scopes is None,
+        token.user_id,
+        token.name,
+        token.admin and token.scopes is None,
         rights,
         token.id,
         stale=token.last_used is None or token.last_used < now - LAST_USED,
