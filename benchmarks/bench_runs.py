@@ -210,7 +210,7 @@ def wrk(port: int, lua: str, seconds: float) -> Result:
             [*command, f"http://127.0.0.1:{port}"], capture_output=True, text=True, check=True
         ).stdout
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
-    p50, p99 = re.search(r"50%\s+(\S+)", output), re.search(r"99%\s+(\S+)", output)
+    p50, p99 = (re.search(rf"^ +{part}% +(\S+)$", output, re.MULTILINE) for part in (50, 99))
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     assert rate and p50 and p99, output
     return Result(float(rate[1]), p50[1], p99[1], int(bad[1]) if bad else 0)

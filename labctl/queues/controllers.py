@@ -26,6 +26,7 @@ class QueueController(Resource):
         self.children = {
             "pop_queue": PopQueueController(settings),
             "heartbeat": HeartbeatController(settings),
+            "resume": ResumeController(settings),
             "stats": QueueStatsController(settings),
             "queued_jobs": QueuedJobsController(settings),
         }
@@ -94,6 +95,21 @@ class HeartbeatController(Resource):
         with transaction(request.actor()) as session:
             until = service.heartbeat(session, given.run, given.job_id, held, self.settings.job_lease)
         return {"until": times.to_wire(until)}
+
+
+class ResumeController(Resource):
+    """The end of a pause."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the limits."""
+        self.settings = settings
+
+    def post(self, request: Request) -> Any:
+        """Let jobs be taken again before the pause is over."""
+        name = read_queue(request, self.settings)
+        with transaction(request.actor()) as session:
+            service.resume(session, name)
+        return {}
 
 
 class QueueStatsController(Resource):

@@ -44,6 +44,17 @@ def pause(session: Session, name: str, paused_by: str, seconds: float) -> None:
     record(session, "queue.paused", f"queues/{name}", paused_by=paused_by, seconds=seconds)
 
 
+def resume(session: Session, name: str) -> None:
+    """End a pause before its time; raises :class:`Invalid` (unknown queue) or :class:`Forbidden` (not paused)."""
+    queue = session.scalar(select(Queue).where(Queue.name == name).with_for_update())
+    if queue is None:
+        raise Invalid("specified queue does not exist")
+    if not is_paused(queue):
+        raise Forbidden("Cannot resume a queue that is not paused")
+    queue.paused_by = queue.paused_since = queue.paused_until = None
+    record(session, "queue.resumed", f"queues/{name}")
+
+
 def is_paused(queue: Any) -> bool:
     """Tell whether a queue is paused now; one that nobody has added never is."""
     return queue is not None and queue.paused_until is not None and queue.paused_until > clock.now()

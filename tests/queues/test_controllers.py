@@ -213,3 +213,28 @@ def test_a_claim_of_a_removed_job_is_lost(app: TestApp) -> None:
     claim = pop(app)["claim"]
     app.delete("/runs/run/jobs/1/")
     app.post_json("/queue/heartbeat", claim, status=403)
+
+
+def test_a_pause_is_ended_before_its_time_and_then_jobs_are_given_again(app: TestApp) -> None:
+    app.post_json("/queue/", {"queue": "smithi"})
+    assert app.post_json("/queue/resume", {"queue": "smithi"}, status=403).json["message"].startswith("Cannot resume")
+    app.put_json("/queue/", {"queue": "smithi", "paused_by": "ada", "pause_duration": 3600})
+    app.get("/queue/pop_queue?queue=smithi", status=503)
+
+    assert app.post_json("/queue/resume/", {"queue": "smithi"}).json == {}
+
+    assert app.get("/queue/pop_queue?queue=smithi").json is None
+    (queue,) = app.get("/queue/").json
+    assert queue == {
+        "queue": "smithi",
+        "paused": False,
+        "paused_by": None,
+        "paused_since": None,
+        "paused_until": None,
+    }
+    app.put_json("/queue/", {"queue": "smithi", "paused_by": "ada", "pause_duration": 60})
+
+
+@pytest.mark.parametrize("body", [{}, {"queue": None}, {"queue": 5}, {"queue": "nobody's"}])
+def test_only_a_queue_that_there_is_can_be_resumed(app: TestApp, body: dict[str, Any]) -> None:
+    assert app.post_json("/queue/resume", body, status=400).json["message"]
