@@ -9,7 +9,6 @@ from labctl.machines.controllers import MachineController
 from labctl.runs.controllers import (
     ChosenRunsController,
     DateToController,
-    DayController,
     JobController,
     LastDayController,
     RunController,
@@ -22,7 +21,6 @@ PLACEHOLDERS = {
     RunController: "{run}",
     JobController: "{job_id}",
     MachineController: "{machine}",
-    DayController: "{day}",
     DateToController: "{day}",
     ChosenRunsController: "{value}",
 }
@@ -58,7 +56,7 @@ def _below(node: Resource) -> Iterator[tuple[str, Resource]]:
     for word, child in node.children.items():
         yield "{column}" if isinstance(child, ValuesController) and child.name != "date" else word, child
     if (item := node.item(SAMPLE)) is not None:
-        last_day = isinstance(node, LastDayController)
+        day = isinstance(node, LastDayController) or (isinstance(node, ValuesController) and node.name == "date")
         kinds = [placeholder for kind, placeholder in PLACEHOLDERS.items() if isinstance(item, kind)]
         assert kinds, f"say in PLACEHOLDERS what {type(item).__name__} stands for"
-        yield "{day}" if last_day else kinds[0], item
+        yield "{day}" if day else kinds[0], item

@@ -122,7 +122,7 @@ def names(request: Request, name: str) -> list[str] | None:
     return None if value is None else [entry for entry in value.split(",") if entry]
 
 
-def day(value: str) -> date:
+def day(value: str, field: str | None = None) -> date:
     """Read ``YYYY-MM-DD``, ``today`` or ``yesterday`` (in UTC); raises :class:`Invalid`."""
     if value in ("today", "yesterday"):
         today = clock.now().date()
@@ -130,4 +130,4 @@ def day(value: str) -> date:
     try:
         return datetime.strptime(value, "%Y-%m-%d").date()
     except ValueError as error:
-        raise Invalid("date format must match YYYY-MM-DD") from error
+        raise Invalid("date format must match YYYY-MM-DD", field=field) from error

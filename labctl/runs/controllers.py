@@ -225,7 +225,8 @@ class ValuesController(Resource):
     def item(self, segment: str) -> Resource | None:
         """The runs that have this value."""
         if self.name == "date":
-            return DayController(self.settings, self.chosen, self.used, segment)
+            day = body.day(segment)
+            return ChosenRunsController(self.settings, replace(self.chosen, first_day=day, last_day=day), self.used)
         chosen = replace(self.chosen, values={**self.chosen.values, self.name: segment})
         return ChosenRunsController(self.settings, chosen, self.used)
 
@@ -253,42 +254,14 @@ class ChosenRunsController(Resource):
             if name not in self.used
         }
 
-    def chosen_by(self, request: Request) -> RunFilter:
-        """Give the runs chosen by the path and the query."""
-        since = body.text(request, "since")
-        return self.chosen if since is None else replace(self.chosen, since=body.day(since))
-
     def get(self, request: Request) -> Any:
         """List the runs."""
         page = paging.page_of(request, self.settings)
-        chosen = self.chosen_by(request)
+        since = body.text(request, "since")
+        chosen = self.chosen if since is None else replace(self.chosen, since=body.day(since, "since"))
         with reading() as session:
             listed = queries.filtered_runs(session, chosen, page)
         return answer_runs(request, page, listed)
-
-
-class DayController(ChosenRunsController):
-    """The runs scheduled on one day: ``YYYY-MM-DD``, ``today`` or ``yesterday``."""
-
-    def __init__(self, settings: Settings, chosen: RunFilter, used: frozenset[str], day: str) -> None:
-        """Note the day as it was written; the methods read it."""
-        super().__init__(settings, chosen, used)
-        self.day = day
-
-    @property
-    def children(self) -> Mapping[str, Resource]:  # type: ignore[override]
-        """The columns that were not used yet; a bad day is an error there as well."""
-        self.chosen = self._chosen()
-        return ChosenRunsController.children.fget(self)  # type: ignore[attr-defined, no-any-return]
-
-    def _chosen(self) -> RunFilter:
-        day = body.day(self.day)
-        return replace(self.chosen, first_day=day, last_day=day)
-
-    def chosen_by(self, request: Request) -> RunFilter:
-        """Give the day's runs."""
-        self.chosen = self._chosen()
-        return super().chosen_by(request)
 
 
 class DateFromController(Resource):
