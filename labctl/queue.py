@@ -12,6 +12,7 @@ from typing import Any
 
 from procrastinate import App, JobContext, PsycopgConnector, RetryStrategy
 from procrastinate.contrib.sqlalchemy import SQLAlchemyPsycopg2Connector
+from procrastinate.exceptions import AlreadyEnqueued
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -73,10 +74,8 @@ def defer(session: Session, wanted: Task, *, once: str | None = None, **argument
     if once is None:
         add()
         return
-    # A second one breaks a unique index, which must not break the caller's transaction.
-    from procrastinate.exceptions import AlreadyEnqueued
-
     try:
+        # A second one breaks a unique index, which must not break the caller's transaction.
         with session.begin_nested():
             # The savepoint is made when the session is asked for its connection, not before.
             add()
