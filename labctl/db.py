@@ -5,6 +5,7 @@ import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, cast
 
 import orjson
@@ -44,6 +45,14 @@ class Actor:
     request_id: str | None = None
 
 
+class Lock(IntEnum):
+    """The classes of advisory locks, so that a name that a client chose never stands for another thing's lock."""
+
+    RUN = 1
+    LOCK_MANY = 2
+    FIRST_ADMIN = 3
+
+
 #: What changes by itself, in tasks and commands of labctl's own.
 LABCTL = Actor("labctl")
 
@@ -72,6 +81,8 @@ def make_engine(url: str, *, pool_size: int = 5, autocommit: bool = False) -> En
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
+        # Passwords' hashes and the like do not belong into tracebacks.
+        hide_parameters=True,
         json_serializer=lambda value: orjson.dumps(value).decode(),
         isolation_level="AUTOCOMMIT" if autocommit else "READ COMMITTED",
         connect_args={
@@ -90,6 +101,8 @@ def make_engine(url: str, *, pool_size: int = 5, autocommit: bool = False) -> En
 
 #: The execution option of a statement that is sent often enough to be planned once for each connection.
 PREPARED = {"labctl_prepared": True}
+#: A server keeps each of them for as long as the connection lasts.
+MOST_PREPARED = 100
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 
 
@@ -105,6 +118,8 @@ def _prepare(
     known: dict[str, str] = connection.info.setdefault("labctl_prepared", {})
     execute = known.get(statement)
     if execute is None:
+        if len(known) >= MOST_PREPARED:
+            return statement, parameters
         names = list(dict.fromkeys(_PARAMETER.findall(statement)))
         numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", statement)
         cursor.execute(f"PREPARE labctl_{len(known)} AS {numbered.replace('%%', '%')}")

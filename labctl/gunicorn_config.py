@@ -16,9 +16,12 @@ bind = f"[{_wanted.host}]:{_wanted.port}" if ":" in _wanted.host else f"{_wanted
 worker_class = "gthread"
 workers = _wanted.web_workers
 threads = _wanted.web_threads
-# With the default of 1000, one process takes every kept-alive connection and the others stand idle.
-worker_connections = threads + 8
+# Connections are cheap while they are idle; with the default of 1000, one process takes all that are kept alive.
+worker_connections = 128
 keepalive = 5
+limit_request_line = 8190
+# By default a local client may set SCRIPT_NAME by a header, and with it what the log says was asked for.
+forwarder_headers = ""
 timeout = 60
 graceful_timeout = 30
 loglevel = _wanted.log_level.lower()

@@ -35,8 +35,8 @@ async def _run(settings: Settings) -> None:
     wait = 0.5
     while not stop.is_set():
         try:
-            if await _work(settings, stop):
-                wait = 0.5
+            await _work(settings, stop)
+            wait = 0.5
         except Exception as error:
             log.warning("worker_interrupted", extra={"reason": f"{type(error).__name__}: {error}", "again_in": wait})
         try:
@@ -46,7 +46,7 @@ async def _run(settings: Settings) -> None:
     log.info("worker_stopped")
 
 
-async def _work(settings: Settings, stop: asyncio.Event) -> bool:
+async def _work(settings: Settings, stop: asyncio.Event) -> None:
     """Work until told to stop or until the database goes away, which ends the library's worker without an error."""
     app = queue.make_worker_app(settings)
     async with app.open_async():
@@ -71,9 +71,8 @@ async def _work(settings: Settings, stop: asyncio.Event) -> bool:
             working.cancel()
             # With the database gone, the library would wait for a connection before it ends.
             await asyncio.wait((working,), timeout=PATIENCE + 5)
-            return True
+            return
         await working
-    return True
 
 
 def _say_ready() -> None:

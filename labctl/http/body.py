@@ -1,6 +1,8 @@
 """What a client sent: the body as JSON and the parameters of the query, or :class:`Invalid` with the field named."""
 
-from datetime import date, datetime, timedelta
+import re
+from contextlib import suppress
+from datetime import date, timedelta
 from typing import Any, TypeVar
 
 import orjson
@@ -13,6 +15,8 @@ from labctl.http.resource import Request
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_DEPTH = 100
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TRUE = frozenset(("1", "true", "True"))
 _FALSE = frozenset(("0", "false", "False"))
 
@@ -22,10 +26,14 @@ def read_json(request: Request, limit: int) -> Any:
 
     Raises :class:`Invalid` for what is no JSON, too large, too deep, or holds a NUL, which PostgreSQL cannot store.
     """
-    if (request.content_length or 0) > limit:
-        raise Invalid(f"the body is larger than {limit} bytes", field="body")
-    stream = request.body_file
-    raw = stream.read(limit + 1)
+    try:
+        raw = request.body_file.read(limit + 1)
+        if len(raw) > limit:
+            # A client that is not listened to loses its next request with the connection.
+            _drain(request.body_file, 16 * limit)
+    except Exception as error:
+        # The client has gone, or its chunks are none; the server and WebOb have an exception each for that.
+        raise Invalid("the body is broken off", field="body") from error
     if len(raw) > limit:
         raise Invalid(f"the body is larger than {limit} bytes", field="body")
     try:
@@ -35,6 +43,12 @@ def read_json(request: Request, limit: int) -> Any:
     if b"\\u0000" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         _check(value, "", 0)
     return value
+
+
+def _drain(stream: Any, most: int) -> None:
+    left = most
+    while left > 0 and (some := stream.read(65536)):
+        left -= len(some)
 
 
 def _check(value: Any, path: str, depth: int) -> None:
@@ -107,19 +121,16 @@ def integer(request: Request, name: str, default: int | None, *, least: int, mos
     value = text(request, name)
     if value is None:
         return default
-    try:
-        number = int(value) if value.isascii() and len(value) < 20 else None
-    except ValueError:
-        number = None
+    number = int(value) if _INTEGER.fullmatch(value) else None
     if number is None or not least <= number <= most:
         raise Invalid(f"must be a whole number from {least} to {most}", field=name)
     return number
 
 
 def names(request: Request, name: str) -> list[str] | None:
-    """Read a parameter as a comma-separated list, without empty entries; None if it is missing."""
+    """Read a parameter as a comma-separated list, without empty entries and repetitions; None if it is missing."""
     value = text(request, name)
-    return None if value is None else [entry for entry in value.split(",") if entry]
+    return None if value is None else list(dict.fromkeys(entry for entry in value.split(",") if entry))
 
 
 def day(value: str, field: str | None = None) -> date:
@@ -127,7 +138,7 @@ def day(value: str, field: str | None = None) -> date:
     if value in ("today", "yesterday"):
         today = clock.now().date()
         return today if value == "today" else today - timedelta(days=1)
-    try:
-        return datetime.strptime(value, "%Y-%m-%d").date()
-    except ValueError as error:
-        raise Invalid("date format must match YYYY-MM-DD", field=field) from error
+    if _DAY.fullmatch(value):
+        with suppress(ValueError):
+            return date.fromisoformat(value)
+    raise Invalid("date format must match YYYY-MM-DD", field=field)

@@ -89,6 +89,6 @@ class RequestHook(PecanHook):
                 "status": state.response.status_int,
                 "ms": round((time.perf_counter() - request.environ["labctl.began"]) * 1000, 1),
                 "user": identity.name if identity else "-",
-                "address": request.environ.get("REMOTE_ADDR", "-"),
+                "address": request.address(),
             },
         )

@@ -1,9 +1,10 @@
 """The base of every controller: a tree of resources, walked along the decoded segments of the path."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 
 import pecan
 from webob import Response
@@ -26,6 +27,7 @@ class Mount:
 
 
 _NOWHERE = Mount()
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 
 
 class Request(pecan.Request):
@@ -62,15 +64,31 @@ class Request(pecan.Request):
     def own_url(self) -> str:
         """Give the URL that was asked for, without its query, and encoded as it was: a name may hold a slash."""
         raw: str = self.environ.get("RAW_URI", "")
-        return self.host_url + raw.partition("?")[0] if raw.startswith("/") and raw.isascii() else self.path_url
+        sent = raw.partition("?")[0] if raw.startswith("/") and raw.isascii() else str(self.path)
+        return self._server_url() + sent
 
     def path_text(self) -> str:
         """Give the decoded path for a log line, whatever bytes it holds."""
-        return str(self.environ.get("PATH_INFO", "")).encode("latin-1").decode(errors="backslashreplace")
+        raw: str = self.environ.get("RAW_URI", "").partition("?")[0]
+        path = unquote_to_bytes(raw) if raw else str(self.environ.get("PATH_INFO", "")).encode("latin-1")
+        return path.decode(errors="backslashreplace")
 
     def base_url(self) -> str:
         """Give the URL under which the tree was asked for, without a trailing slash."""
-        return self.host_url + self.environ["labctl.mounted_at"]
+        return self._server_url() + self.environ["labctl.mounted_at"]
+
+    def _server_url(self) -> str:
+        """Give the URL of this server as the client knows it; a Host that is none must not end up in an answer."""
+        if _HOST.fullmatch(self.environ.get("HTTP_HOST", "")):
+            return self.host_url
+        return f"{self.scheme}://{self.environ['SERVER_NAME']}:{self.environ['SERVER_PORT']}"
+
+    def address(self) -> str:
+        """Give the address of the client: a proxy on this machine says whom it speaks for."""
+        peer: str = self.environ.get("REMOTE_ADDR", "-")
+        if peer in ("127.0.0.1", "::1", "") and (forwarded := self.environ.get("HTTP_X_FORWARDED_FOR")):
+            return str(forwarded).rpartition(",")[2].strip()
+        return peer
 
 
 class Resource:

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from labctl import clock
-from labctl.db import Reader, table
+from labctl.db import Lock, Reader, table
 from labctl.errors import Conflict, Exhausted, Forbidden, Invalid, NotFound, Unavailable
 from labctl.events.service import record, record_all
 from labctl.machines.models import Machine
@@ -25,6 +25,8 @@ from labctl.machines.queries import NODE
 #: For how long :func:`lock_many` tries to get machines that are free, but held by others at that moment, in seconds.
 PATIENCE = 1.0
 
+#: No machine could be found under these words, which mean something else in a URL.
+RESERVED = frozenset(("lock_many", "unlock_many", "machine_types", "job_stats", ".", ".."))
 #: What anybody may change at any time.
 _PLAIN = frozenset(
     ("description", "up", "machine_type", "is_vm", "os_type", "os_version", "arch", "mac_address", "ssh_pub_key")
@@ -114,7 +116,7 @@ class Wanted:
 
 
 # Who tries again does so alone, or two who want nearly everything would take it from each other for ever.
-_BE_ALONE = select(func.pg_try_advisory_xact_lock(func.hashtext("labctl.machines.lock_many")))
+_BE_ALONE = select(func.pg_try_advisory_xact_lock(int(Lock.LOCK_MANY), 0))
 
 
 class _TooFew(Exception):
@@ -281,8 +283,9 @@ def _hold(session: Session, name: str, missing: str) -> Mapping[Any, Any]:
 
 
 def _check_name(name: str) -> None:
-    if not 1 <= len(name) <= 255 or not name.isprintable():
-        raise Invalid("must be 1 to 255 printable characters", field="name")
+    if not 1 <= len(name) <= 255 or not name.isprintable() or name in RESERVED:
+        words = ", ".join(sorted(RESERVED))
+        raise Invalid(f"must be 1 to 255 printable characters, and none of the words {words}", field="name")
 
 
 def _check_host(host: int | None, machine: int | None = None) -> None:

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -38,8 +37,6 @@ NODE_KEYS = (
 )
 #: What the answer to locking and unlocking holds.
 LOCK_KEYS = ("name", "locked", "locked_by", "machine_type", "is_vm")
-#: Words that mean something else behind ``/nodes/``.
-RESERVED = frozenset(("lock_many", "unlock_many", "machine_types", "job_stats"))
 #: The largest number of machines that one request may lock.
 MOST = 10_000
 
@@ -57,12 +54,6 @@ def _time_from_wire(value: Any) -> Any:
 def _whole(value: Any) -> Any:
     """Take 2.0 for 2: some clients calculate what they ask for."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _name(value: str) -> str:
-    if value in RESERVED:
-        raise PydanticCustomError("reserved", "must not be the word {word}", {"word": value})
-    return value
 
 
 Short = Annotated[str, Field(max_length=255)]
@@ -98,7 +89,7 @@ class MachineInput(Input):
     locked_by: Short | None = None
     locked_since: Time = None
     mac_address: Short | None = None
-    machine_type: Short | None = None
+    machine_type: Annotated[Short, Field(pattern=r"^[^|]*$")] | None = None
     os_type: Short | None = None
     os_version: Short | None = None
     ssh_pub_key: str | None = None
@@ -109,7 +100,7 @@ class MachineInput(Input):
 class NewMachineInput(MachineInput):
     """A machine to be added."""
 
-    name: Annotated[Short, AfterValidator(_name)]
+    name: Short
 
 
 class LockManyInput(Input):

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from labctl import clock, lease
 from labctl.db import Reader, table
-from labctl.errors import Conflict, Forbidden, Invalid, Unavailable
+from labctl.errors import Conflict, Exhausted, Forbidden, Invalid
 from labctl.events.service import record
 from labctl.queues.models import Queue
 from labctl.runs import service as runs
@@ -103,7 +103,7 @@ def queued_jobs(
 
 
 def next_job(session: Reader, name: str, logs: LogURL) -> str | None:
-    """Give the queued job with the smallest priority, without taking it; raises :class:`Unavailable` while paused."""
+    """Give the queued job with the smallest priority, without taking it; raises :class:`Exhausted` while paused."""
     _check_not_paused(session, name)
     query = (
         select(_runs.c.name, _jobs.c.job_id, _jobs.c.document)
@@ -118,7 +118,7 @@ def next_job(session: Reader, name: str, logs: LogURL) -> str | None:
 
 def _check_not_paused(session: Reader, name: str) -> None:
     if is_paused(_find(session, name)):
-        raise Unavailable("queue is paused, cannot retrieve job")
+        raise Exhausted("queue is paused, cannot retrieve job")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Claimed:
 def claim(session: Session, name: str, worker: str, seconds: float) -> Claimed | None:
     """Take the next job of a queue for a worker: it waits, under a lease, and no other dispatcher gets it.
 
-    Gives None if nothing is queued; raises :class:`Unavailable` while the queue is paused.
+    Gives None if nothing is queued; raises :class:`Exhausted` while the queue is paused.
     """
     _check_not_paused(session, name)
     pick = (

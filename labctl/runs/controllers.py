@@ -332,7 +332,8 @@ def answer_runs(request: Request, page: Page, listed: Listed) -> Any:
 
 def check_run_name(name: str) -> None:
     """Refuse a run whose URL would be something else's; raises :class:`Invalid`."""
-    if name in wire.RESERVED or not name.isprintable() or len(name) > wire.MAX_NAME:
+    too_long = len(name) > wire.MAX_NAME or len(quote(name)) > wire.MAX_ENCODED_NAME
+    if name in wire.RESERVED or not name.isprintable() or too_long:
         words = ", ".join(sorted(wire.RESERVED))
         raise Invalid(
             f"must be printable, at most {wire.MAX_NAME} characters, and none of the words {words}", field="name"

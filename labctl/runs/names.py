@@ -9,7 +9,7 @@ _NAME = re.compile(r"(?P<user>.+?)-(?P<time>\d{4}-\d{2}-\d{2}_\d{2}:\d{2}:\d{2})
 _FLAVORS = frozenset(
     ("basic", "default", "gcov", "notcmalloc", "jaeger", "crimson", "crimson-debug", "crimson-release")
 )
-_DISTRO = re.compile(r"(?:ubuntu|debian|centos|rhel|fedora|opensuse|sles?|rocky|alma)[\d._]*", re.IGNORECASE)
+_DISTRO = re.compile(r"(?:ubuntu|debian|centos|rhel|fedora|opensuse|sles?|rocky|alma)([\d._][\w.]*)?", re.IGNORECASE)
 #: Suites with a hyphen in their name; for any other, what follows the first hyphen belongs to the branch.
 _HYPHENATED_SUITES = ("ceph-deploy", "ceph-ansible")
 

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from labctl import clock
-from labctl.db import PREPARED, table
+from labctl.db import PREPARED, Lock, table
 from labctl.errors import Conflict, Forbidden, NotFound
 from labctl.events.service import as_part, part_values, record
 from labctl.machines import service as machines
@@ -46,7 +46,7 @@ _FIND_RUN = (
     select(
         _runs.c.id,
         # Shared by all who add jobs to the run, against whoever removes it: see remove_run.
-        func.pg_advisory_xact_lock_shared(func.hashtext(bindparam("lock", type_=Text))),
+        func.pg_advisory_xact_lock_shared(int(Lock.RUN), func.hashtext(bindparam("lock", type_=Text))),
     )
     .where(_runs.c.name == bindparam("name"))
     .execution_options(**PREPARED)
@@ -180,7 +180,7 @@ def remove_run(session: Session, name: str) -> None:
     First nobody may add a job, then all jobs are locked in the order of their ids, then the run: whoever updates a job
     at that moment holds the job and waits for the run, or waits for the job, and never both against each other.
     """
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
+    session.execute(select(func.pg_advisory_xact_lock(int(Lock.RUN), func.hashtext(name))))
     jobs = select(_jobs.c.id).join_from(_jobs, _runs).where(_runs.c.name == name).order_by(_jobs.c.id)
     session.execute(jobs.with_for_update(of=_jobs))
     if session.scalar(delete(_runs).where(_runs.c.name == name).returning(_runs.c.id)) is None:

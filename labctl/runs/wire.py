@@ -14,6 +14,8 @@ from labctl.runs.service import Claim, Report
 from labctl.runs.states import JobState
 
 MAX_NAME = 512
+#: A URL with more in it does not reach labctl.
+MAX_ENCODED_NAME = 4096
 #: Words that mean something else behind ``/runs/``.
 RESERVED = frozenset((*FILTERS, "flavors", "date", "queued", ".", "..")) - {"flavor"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -90,7 +92,7 @@ class JobInput(BaseModel):
     archive_path: str | None = None
     description: str | None = None
     failure_reason: str | None = None
-    duration: float | Whole | None = None
+    duration: Annotated[float, Field(allow_inf_nan=False)] | Whole | None = None
     email: Word | None = None
     flavor: Word | None = None
     kernel: Any = None

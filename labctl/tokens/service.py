@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, or_, select, text, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, joinedload
 
 from labctl import clock
-from labctl.db import Reader, table
+from labctl.db import Lock, Reader, table
 from labctl.errors import Conflict, Invalid, NotFound, Unauthenticated
 from labctl.events.service import record
 from labctl.tokens.models import Token, User
@@ -94,7 +94,7 @@ def touch(session: Session, token_id: int) -> None:
 def create_first_admin(session: Session, secret: str) -> bool:
     """Make the user ``admin`` with the token ``secret``, if there is no user at all; tells whether it did."""
     # Two first starts against one database must not make two tokens.
-    session.execute(text("SELECT pg_advisory_xact_lock(hashtext('labctl.first_admin'))"))
+    session.execute(select(func.pg_advisory_xact_lock(int(Lock.FIRST_ADMIN), 0)))
     if session.scalar(select(User.id).limit(1)) is not None:
         return False
     admin = User(name=FIRST_ADMIN, admin=True, rights=[], created=clock.now())

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from .lab import Up
+from .lab import Up, until
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory in which a process that was just killed may still be at work."""
+
+    def gone() -> bool:
+        shutil.rmtree(directory, ignore_errors=True)
+        return not directory.exists()
+
+    until(gone, f"{directory} can be removed")
 
 
 @pytest.fixture
@@ -15,7 +25,7 @@ def home() -> Iterator[Path]:
     """A directory that is not there yet, under one that only this user may enter, as clones often lie."""
     directory = Path(tempfile.mkdtemp(prefix="labctl-"))
     yield directory / "home"
-    shutil.rmtree(directory)
+    remove(directory)
 
 
 @pytest.fixture
@@ -41,4 +51,4 @@ def lab() -> Iterator[Up]:
         yield up.wait_until_ready()
     finally:
         up.close()
-        shutil.rmtree(directory)
+        remove(directory)

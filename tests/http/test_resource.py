@@ -304,3 +304,11 @@ def test_every_request_has_one_log_line_even_one_whose_path_is_no_text(
         assert line.getMessage() == "request_done"
         assert (line.method, line.status) == ("GET", status)
         assert answer.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("host", ['x>; rel="evil", <http://e', "a b", "", "x/y"])
+def test_a_host_header_that_is_no_host_is_in_no_answer(app: TestApp, host: str) -> None:
+    app.post_json("/runs/", {"name": "a"})
+    answer = app.get("/runs/?count=1", extra_environ={"HTTP_HOST": host})
+    assert answer.json[0]["href"].startswith("http://localhost:80/runs/a")
+    assert answer.headers["Link"].startswith("<http://localhost:80/runs/?count=1&after=")

@@ -522,3 +522,11 @@ def test_a_lock_costs_three_statements_and_lock_many_two(session: Session, state
             act()
         costs.append(len(sent))
     assert costs == [3, 3, 2, 3, 4, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["lock_many", "unlock_many", "machine_types", "job_stats", ".", ".."])
+def test_a_machine_cannot_have_a_name_whose_url_is_something_else(session: Session, name: str) -> None:
+    for attempt in (lambda: add(session, name), lambda: service.ensure(session, ["one", name], None)):
+        with pytest.raises(Invalid) as raised:
+            attempt()
+        assert raised.value.field == "name"

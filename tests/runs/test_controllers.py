@@ -122,7 +122,7 @@ def test_the_readme_s_mount_gives_runs_and_jobs_behind_their_names(app: TestApp)
         assert fetch(app, job["href"])["job_id"] == job_id
 
 
-@pytest.mark.parametrize("name", ["a run", "100%", "a/b", "a?b#c", "ä+b", "日本", "a:b", "x" * 512, "😀" * 512, '"\\'])
+@pytest.mark.parametrize("name", ["a run", "100%", "a/b", "a?b#c", "ä+b", "日本", "a:b", "x" * 512, "😀" * 341, '"\\'])
 def test_a_run_of_any_name_is_found_at_the_href_that_it_shows(app: TestApp, name: str) -> None:
     assert app.post_json("/runs/", {"name": name}).json == {}
     path = f"/runs/{quote(name, safe='')}/jobs/"
@@ -525,3 +525,37 @@ def test_what_no_url_can_name_is_refused(app: TestApp, name: str) -> None:
     assert "name" in app.post_json("/runs/", {"name": name}, status=400).json["message"]
     assert "job_id" in app.post_json("/runs/a/jobs/", {"job_id": name}, status=400).json["message"]
     assert app.get("/runs/").json == []
+
+
+def test_a_name_that_is_too_long_for_a_url_is_refused(app: TestApp) -> None:
+    assert "name" in app.post_json("/runs/", {"name": "😀" * 342}, status=400).json["message"]
+
+
+def test_any_choice_of_fields_is_answered_by_the_same_few_statements(
+    app: TestApp, statements: Callable[[], Any]
+) -> None:
+    app.post_json("/runs/a/jobs/", {"job_id": "1", "status": "queued", "queue": "q", "priority": 5})
+    sent: set[str] = set()
+    for fields in ("job_id", "status,job_id", "queue,job_id", "priority,queue,status", "posted,queue", "job_id,job_id"):
+        with statements() as each:
+            (job,) = app.get(f"/runs/a/jobs/?fields={fields}").json
+        sent |= set(each)
+        assert list(job) == list(dict.fromkeys(fields.split(",")))
+    assert len({text for text in sent if not text.startswith("PREPARE")}) == 2
+
+
+@pytest.mark.parametrize("duration", ["nan", "inf", "-inf"])
+def test_a_duration_is_a_number_of_json(app: TestApp, duration: str) -> None:
+    message = app.post_json("/runs/a/jobs/", {"job_id": "1", "duration": duration}, status=400).json["message"]
+    assert "duration" in message
+
+
+def test_pages_go_on_over_runs_of_any_time(app: TestApp) -> None:
+    for year in ("9999", "2026", "0002"):
+        app.post_json("/runs/", {"name": f"u-{year}-01-01_00:00:00-s-b-k-basic-m"})
+    seen, url = [], "/runs/machine_type/m?count=1"
+    while url:
+        page = app.get(url)
+        seen += [run["scheduled"][:4] for run in page.json]
+        url = page.headers["Link"].partition(">")[0].lstrip("<") if "Link" in page.headers else ""
+    assert seen == ["9999", "2026", "0002"]

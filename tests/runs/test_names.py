@@ -95,3 +95,8 @@ def test_no_name_whatever_is_an_error(name: str) -> None:
     told = parse(name)
     for part in (told.user, told.suite, told.branch, told.machine_type):
         assert part == part.strip(" -")
+
+
+def test_a_distro_may_have_letters_in_its_version() -> None:
+    told = parse("scott-2026-01-02_03:04:05-rados-main-distro-default-smithi-centos_9.stream")
+    assert told.machine_type == "smithi"
