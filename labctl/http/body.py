@@ -1,6 +1,7 @@
 """What a client sent: the body as JSON and the parameters of the query, or :class:`Invalid` with the field named."""
 
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import date, timedelta
 from typing import Any, TypeVar
@@ -114,6 +115,14 @@ def flag(request: Request, name: str) -> bool | None:
     if value in _TRUE or value in _FALSE:
         return value in _TRUE
     raise Invalid("must be one of 1, true, 0, false", field=name)
+
+
+def choice(request: Request, name: str, allowed: Collection[str]) -> str | None:
+    """Read a parameter that must be one of some words; None if it is missing."""
+    value = text(request, name)
+    if value is not None and value not in allowed:
+        raise Invalid(f"must be one of {', '.join(allowed)}", field=name)
+    return value
 
 
 def integer(request: Request, name: str, default: int | None, *, least: int, most: int) -> int | None:

@@ -180,9 +180,7 @@ class MachineJobsController(Resource):
     def get(self, request: Request) -> Any:
         """List the jobs that ran on the machine, newest first: those of a run (``name=``), those with a ``status=``."""
         page = paging.page_of(request, self.settings)
-        run_name, status = body.text(request, "name"), body.text(request, "status")
-        if status is not None and status not in list(JobState):
-            raise Invalid(f"must be one of {', '.join(JobState)}", field="status")
+        run_name, status = body.text(request, "name"), body.choice(request, "status", list(JobState))
         with reading() as session:
             listed = runs.jobs_of_machine(
                 session,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, Select, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -34,9 +34,7 @@ def add(session: Session, name: str) -> None:
 
 def pause(session: Session, name: str, paused_by: str, seconds: float) -> None:
     """Let nobody take jobs for some seconds; raises :class:`Invalid` (unknown queue) or :class:`Forbidden` (paused)."""
-    queue = session.scalar(select(Queue).where(Queue.name == name).with_for_update())
-    if queue is None:
-        raise Invalid("specified queue does not exist")
+    queue = _hold(session, name)
     if is_paused(queue):
         raise Forbidden("Cannot pause an already-paused queue")
     now = clock.now()
@@ -46,13 +44,18 @@ def pause(session: Session, name: str, paused_by: str, seconds: float) -> None:
 
 def resume(session: Session, name: str) -> None:
     """End a pause before its time; raises :class:`Invalid` (unknown queue) or :class:`Forbidden` (not paused)."""
-    queue = session.scalar(select(Queue).where(Queue.name == name).with_for_update())
-    if queue is None:
-        raise Invalid("specified queue does not exist")
+    queue = _hold(session, name)
     if not is_paused(queue):
         raise Forbidden("Cannot resume a queue that is not paused")
     queue.paused_by = queue.paused_since = queue.paused_until = None
     record(session, "queue.resumed", f"queues/{name}")
+
+
+def _hold(session: Session, name: str) -> Queue:
+    queue = session.scalar(select(Queue).where(Queue.name == name).with_for_update())
+    if queue is None:
+        raise Invalid("specified queue does not exist")
+    return queue
 
 
 def is_paused(queue: Any) -> bool:
@@ -84,16 +87,20 @@ def _find(session: Reader, name: str) -> Row[Any] | None:
     return session.execute(select(_queues).where(Queue.name == name)).first()
 
 
+def _in_order(query: Select[Any], name: str) -> Select[Any]:
+    """Let a query find a queue's jobs, the next to be taken first."""
+    return query.where(_jobs.c.queue == name, _jobs.c.status == JobState.QUEUED).order_by(_jobs.c.priority, _jobs.c.id)
+
+
+def _documents(name: str) -> Select[Any]:
+    return _in_order(select(_runs.c.name, _jobs.c.job_id, _jobs.c.document).join_from(_jobs, _runs), name)
+
+
 def queued_jobs(
     session: Reader, name: str, logs: LogURL, *, user: str | None = None, run_name: str | None = None
 ) -> list[str]:
     """Give the documents of a queue's jobs, the next to be taken first."""
-    query = (
-        select(_runs.c.name, _jobs.c.job_id, _jobs.c.document)
-        .join_from(_jobs, _runs)
-        .where(_jobs.c.queue == name, _jobs.c.status == JobState.QUEUED)
-        .order_by(_jobs.c.priority, _jobs.c.id)
-    )
+    query = _documents(name)
     if user is not None:
         query = query.where(_jobs.c.user_name == user)
     if run_name is not None:
@@ -105,14 +112,7 @@ def queued_jobs(
 def next_job(session: Reader, name: str, logs: LogURL) -> str | None:
     """Give the queued job with the smallest priority, without taking it; raises :class:`Exhausted` while paused."""
     _check_not_paused(session, name)
-    query = (
-        select(_runs.c.name, _jobs.c.job_id, _jobs.c.document)
-        .join_from(_jobs, _runs)
-        .where(_jobs.c.queue == name, _jobs.c.status == JobState.QUEUED)
-        .order_by(_jobs.c.priority, _jobs.c.id)
-        .limit(1)
-    )
-    row = session.execute(query).first()
+    row = session.execute(_documents(name).limit(1)).first()
     return None if row is None else logs.complete(row.name, row.job_id, row.document)
 
 
@@ -138,13 +138,7 @@ def claim(session: Session, name: str, worker: str, seconds: float) -> Claimed |
     Gives None if nothing is queued; raises :class:`Exhausted` while the queue is paused.
     """
     _check_not_paused(session, name)
-    pick = (
-        select(_jobs.c.id)
-        .where(_jobs.c.queue == name, _jobs.c.status == JobState.QUEUED)
-        .order_by(_jobs.c.priority, _jobs.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True, key_share=True)
-    )
+    pick = _in_order(select(_jobs.c.id), name).limit(1).with_for_update(skip_locked=True, key_share=True)
     taken = (
         update(_jobs)
         .where(_jobs.c.id == pick.scalar_subquery(), _runs.c.id == _jobs.c.run_id)

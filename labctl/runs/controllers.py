@@ -147,9 +147,7 @@ class JobsController(Resource):
 
     def get(self, request: Request) -> Any:
         """List the jobs, newest first: all of them, or those with ``status=``; ``fields=`` cuts them."""
-        status = body.text(request, "status")
-        if status is not None and status not in list(JobState):
-            raise Invalid(f"must be one of {', '.join(JobState)}", field="status")
+        status = body.choice(request, "status", list(JobState))
         fields = body.names(request, "fields")
         if fields:
             _check_fields(fields, wire.JOB_KEYS | frozenset(documents.RARE_KEYS))

@@ -114,17 +114,22 @@ def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
-def _page(query: Select[Any], by: Column[Any], page: Page, *, newest: bool = True) -> Select[Any]:
-    """Order a query and cut it to a page; the values come as parameters, see :func:`_place`."""
+def _page(query: Select[Any], by: Column[Any], offset: bool, after: bool, *, newest: bool = True) -> Select[Any]:
+    """Order a query and cut it to a page, perhaps behind an offset or a cursor; :func:`_place` gives the values."""
     identity = by.table.c.id
     query = query.order_by(by.desc(), identity.desc()) if newest else query.order_by(by, identity)
-    if page.after is not None:
+    if after:
         place = tuple_(by, identity)
         end = tuple_(bindparam("after", type_=by.type), bindparam("after_id", type_=identity.type))
         query = query.where(place < end if newest else place > end)
-    if page.offset:
+    if offset:
         query = query.offset(bindparam("offset", type_=Integer))
     return query.limit(bindparam("count", type_=Integer))
+
+
+def _kind(page: Page) -> tuple[bool, bool]:
+    """Tell whether a page is behind an offset, and behind a cursor."""
+    return page.offset > 0, page.after is not None
 
 
 def _place(page: Page) -> dict[str, Any]:
@@ -138,32 +143,30 @@ def _place(page: Page) -> dict[str, Any]:
 
 @cache
 def _newest_runs(offset: bool, after: bool) -> Select[Any]:
-    page = Page(offset=int(offset), after=(datetime.min, 0) if after else None)
-    return _page(select(_runs.c.document, _runs.c.posted, _runs.c.id), _runs.c.posted, page)
+    return _page(select(_runs.c.document, _runs.c.posted, _runs.c.id), _runs.c.posted, offset, after)
 
 
 def newest_runs(session: Reader, page: Page) -> Listed:
     """List runs, the last posted first."""
-    return Listed.of(session.execute(_newest_runs(page.offset > 0, page.after is not None), _place(page)).all())
+    return Listed.of(session.execute(_newest_runs(*_kind(page)), _place(page)).all())
 
 
 def filtered_runs(session: Reader, chosen: RunFilter, page: Page) -> Listed:
     """List the chosen runs, the last scheduled first."""
-    statement = _filtered_runs(chosen.shape(), page.offset > 0, page.after is not None)
+    statement = _filtered_runs(chosen.shape(), *_kind(page))
     return Listed.of(session.execute(statement, chosen.parameters() | _place(page)).all())
 
 
 @lru_cache(maxsize=256)
 def _filtered_runs(shape: tuple[Any, ...], offset: bool, after: bool) -> Select[Any]:
-    page = Page(offset=int(offset), after=(datetime.min, 0) if after else None)
     query = _chosen(select(_runs.c.document, _runs.c.scheduled, _runs.c.id), *shape)
-    return _page(query, _runs.c.scheduled, page)
+    return _page(query, _runs.c.scheduled, offset, after)
 
 
 def queued_runs(session: Reader, page: Page) -> Listed:
     """List the runs that have queued jobs, the first scheduled first."""
     query = select(_runs.c.document, _runs.c.scheduled, _runs.c.id).where(_runs.c.queued > 0)
-    return Listed.of(session.execute(_page(query, _runs.c.scheduled, page, newest=False), _place(page)).all())
+    return Listed.of(session.execute(_page(query, _runs.c.scheduled, *_kind(page), newest=False), _place(page)).all())
 
 
 def values_of(session: Reader, name: str, chosen: RunFilter) -> list[str]:

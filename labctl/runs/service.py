@@ -212,13 +212,11 @@ def report_job(session: Session, run_name: str, report: Report, *, add_run: bool
         **_job_values(content, document, started, updated),
         **part_values(session, "job.added", f"runs/{run_name}/jobs/{job_id}", status=status),
     }
-    added = session.execute(_ADD_JOB, values).scalar()
-    while added is None:
+    while (added := session.execute(_ADD_JOB, values).scalar()) is None:
         # The run has that job, or the run that was found was removed before the lock on it was had.
         if (again := _find_or_add_run(session, run_name, add_run)) == values["in_run"]:
             raise Conflict(f"job with job_id {job_id} already exists")
         values["in_run"] = again
-        added = session.execute(_ADD_JOB, values).scalar()
     _tie(session, added, now, on)
     return job_id
 
