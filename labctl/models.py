@@ -3,10 +3,12 @@
 from labctl.db import Base
 from labctl.events import models as events
 from labctl.machines import models as machines
+from labctl.nodes import models as nodes
 from labctl.queues import models as queues
+from labctl.repos import models as repos
 from labctl.runs import models as runs
 from labctl.tokens import models as tokens
 
 metadata = Base.metadata
 
-__all__ = ["events", "machines", "metadata", "queues", "runs", "tokens"]
+__all__ = ["events", "machines", "metadata", "nodes", "queues", "repos", "runs", "tokens"]

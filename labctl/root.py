@@ -3,12 +3,17 @@
 from typing import Any
 
 from labctl import __version__
+from labctl.db import reading
 from labctl.events.controllers import EventsController
-from labctl.http.dialects import PADDLES
+from labctl.http.dialects import PADDLES, SHAMAN
 from labctl.http.health import HealthcheckController, HealthController
 from labctl.http.resource import Mount, Request, Resource
+from labctl.http.waiting import Waiting
 from labctl.machines.controllers import MachinesController
+from labctl.nodes.controllers import NodesController
 from labctl.queues.controllers import QueueController
+from labctl.repos import queries as repos_queries
+from labctl.repos.controllers import BuildsController, ReposController, SearchController
 from labctl.runs.controllers import RunsByNameController, RunsController
 from labctl.settings import Settings
 
@@ -22,6 +27,8 @@ def tree(settings: Settings) -> Resource:
     runs = Mount("runs", PADDLES)
     machines = Mount("machines", PADDLES)
     queue = Mount("queue", PADDLES)
+    repos = Mount("repos", SHAMAN)
+    waiting = Waiting(settings)
     return IndexController(
         Mount(),
         {
@@ -38,7 +45,12 @@ def tree(settings: Settings) -> Resource:
                     "runs": RunsByNameController(settings, runs),
                     "machines": MachinesController(settings, machines),
                     "queue": QueueController(settings, queue),
-                    "events": EventsController(settings, Mount("events")),
+                    # Package repositories, the builds they come from, and the search over them (shaman).
+                    "repos": ReposController(settings, repos),
+                    "builds": BuildsController(settings, repos),
+                    "search": SearchController(settings, repos, waiting),
+                    "nodes": NodesController(settings, Mount("nodes", SHAMAN)),
+                    "events": EventsController(settings, Mount("events"), waiting),
                 },
             ),
         },
@@ -62,5 +74,7 @@ class APIController(IndexController):
     """``/api``: what there is."""
 
     def get(self, request: Request) -> Any:
-        """List the trees, with the version; ``repos`` is the key that clients of the repository index look for."""
-        return {"repos": [], "trees": sorted(self.children), "version": __version__}
+        """List the trees, with the version; ``repos`` are the projects, as clients of the repository index know it."""
+        with reading() as session:
+            projects = repos_queries.projects(session)
+        return {"repos": projects, "trees": sorted(self.children), "version": __version__}

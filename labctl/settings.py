@@ -15,7 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 Access = Literal["write", "read", "none"]
 #: What a request without a credential may do, tree by tree: the protocols' clients of runs, machines and queue
 #: have no way to log in, so these are open by default; everything else is read at the most.
-ANONYMOUS: dict[str, Access] = {"runs": "write", "machines": "write", "queue": "write", "events": "none"}
+ANONYMOUS: dict[str, Access] = {
+    "runs": "write",
+    "machines": "write",
+    "queue": "write",
+    "repos": "read",
+    "nodes": "read",
+    "events": "none",
+}
 
 
 class SettingsError(Exception):
@@ -41,7 +48,9 @@ class Settings:
     host: str = _setting("127.0.0.1", "Address that labctl up lets gunicorn listen on.")
     port: Annotated[int, Limit(ge=1, le=65535)] = _setting(8080, "Port that labctl up lets gunicorn listen on.")
     web_workers: Annotated[int, Limit(ge=1)] = _setting(2, "gunicorn worker processes.")
-    web_threads: Annotated[int, Limit(ge=1)] = _setting(16, "Threads of each gunicorn worker process.")
+    web_threads: Annotated[int, Limit(ge=1)] = _setting(
+        16, "Threads of each gunicorn worker process, beside max_waiters more for requests that wait."
+    )
     worker_concurrency: Annotated[int, Limit(ge=1)] = _setting(4, "Background tasks one labctl worker runs at once.")
     worker_stalled_after: Annotated[int, Limit(ge=5)] = _setting(
         30, "Seconds without a heartbeat after which a worker counts as dead and its tasks run again."
@@ -51,13 +60,17 @@ class Settings:
     anonymous: dict[str, Access] = _setting(
         ANONYMOUS, "What a request without a credential may do in each tree: write, read or none."
     )
+    api_user: str = _setting(
+        "", "Name that may post repos, builds and storage nodes with api_key by HTTP Basic, beside labctl's own users."
+    )
+    api_key: str = _setting("", "The password of api_user; empty: there is no such pair.")
     max_body: Annotated[int, Limit(ge=1024)] = _setting(2 * 1024 * 1024, "Largest request body that is read, in bytes.")
     max_count: Annotated[int, Limit(ge=1)] = _setting(10_000, "Largest page of a list that can be asked for.")
     max_wait: Annotated[float, Limit(ge=0)] = _setting(
         30, "Longest time a request may ask to wait for news, in seconds."
     )
     max_waiters: Annotated[int, Limit(ge=0)] = _setting(
-        8, "Requests that may wait for news at once in one web process; more are told to come back (503)."
+        32, "Requests that may wait for news at once in one web process; more are told to come back (503)."
     )
     events_keep_days: Annotated[float, Limit(gt=0)] = _setting(30, "Days after which events are purged.")
     job_log_url: str = _setting(
@@ -69,6 +82,16 @@ class Settings:
     )
     job_lease: Annotated[float, Limit(gt=0)] = _setting(
         120, "Seconds for which a claimed job waits for a heartbeat of its dispatcher before it is queued again."
+    )
+
+    health_check_retries: Annotated[int, Limit(ge=1)] = _setting(
+        3, "Failed checks in a row after which a storage node is no longer given out."
+    )
+    health_check_timeout: Annotated[float, Limit(gt=0, le=60)] = _setting(
+        5, "Longest time a storage node may take to say that it is healthy, in seconds."
+    )
+    health_check_verify: bool = _setting(
+        True, "Whether the TLS certificates of storage nodes are verified, against the CAs this machine trusts."
     )
 
     def require_database(self) -> str:

@@ -9,6 +9,7 @@ from procrastinate.jobs import DeleteJobCondition
 
 from labctl import db, queue
 from labctl.events import tasks as events_tasks
+from labctl.nodes import tasks as nodes_tasks
 from labctl.queues import tasks as queues_tasks
 from labctl.runs import tasks as runs_tasks
 from labctl.settings import Settings
@@ -16,7 +17,7 @@ from labctl.settings import Settings
 log = logging.getLogger(__name__)
 
 #: Importing a domain's tasks registers them.
-DOMAINS = (events_tasks, queues_tasks, runs_tasks)
+DOMAINS = (events_tasks, nodes_tasks, queues_tasks, runs_tasks)
 #: How long running tasks may take to finish when the worker is told to stop, in seconds.
 PATIENCE = 25
 

@@ -6,6 +6,19 @@ from dataclasses import dataclass
 from labctl import root
 from labctl.http.resource import Mount, Resource
 from labctl.machines.controllers import MachineController
+from labctl.nodes.controllers import NodeController
+from labctl.repos.controllers import (
+    CommitBuildsController,
+    CommitReposController,
+    DistroReposController,
+    LeafController,
+    PackagesController,
+    ProjectBuildsController,
+    ProjectReposController,
+    RefBuildsController,
+    RefReposController,
+    VersionController,
+)
 from labctl.runs.controllers import (
     ChosenRunsController,
     DateToController,
@@ -16,11 +29,22 @@ from labctl.runs.controllers import (
 )
 from labctl.settings import Settings
 
-#: How a segment is written that stands for a thing, by the controller of that thing.
+#: How a segment is written that stands for a thing, by the controller of that thing: a class before what it is made of.
 PLACEHOLDERS = {
     RunController: "{run}",
     JobController: "{job_id}",
     MachineController: "{machine}",
+    NodeController: "{host}",
+    ProjectReposController: "{project}",
+    RefReposController: "{ref}",
+    DistroReposController: "{distro}",
+    CommitReposController: "{sha1}",
+    VersionController: "{version}",
+    LeafController: "{flavor}",
+    PackagesController: "{arch}",
+    ProjectBuildsController: "{project}",
+    RefBuildsController: "{ref}",
+    CommitBuildsController: "{sha1}",
     DateToController: "{day}",
     ChosenRunsController: "{value}",
 }

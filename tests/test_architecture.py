@@ -32,7 +32,7 @@ KIT = {
 }
 #: What puts the house together; nobody below imports it.
 OUTERMOST = {"root", "app", "wsgi", "worker", "models", "gunicorn_config", "dashboard", "cli", "up"}
-DOMAINS = {"events", "machines", "queues", "runs", "tokens"}
+DOMAINS = {"events", "machines", "nodes", "queues", "repos", "runs", "tokens"}
 
 #: The rooms of a domain and their floors: a room imports from its own floor and from those below it.
 FLOORS = {
@@ -47,6 +47,9 @@ FLOORS = {
 }
 #: Rooms that one domain has beyond the usual ones.
 EXTRA_ROOMS = {
+    "nodes.health": 3,  # asking nodes over the network; it knows no database
+    "repos.distros": 3,  # which codename is which version is a subject of its own
+    "repos.search": 3,  # so is the search, the longest of all reads
     "runs.documents": 3,  # the JSON of a job is stored, so its core knows it
     "runs.names": 3,  # reading the name of a run is a subject of its own
     "tokens.secrets": 3,  # hashing and random secrets need no database
@@ -71,12 +74,16 @@ LIBRARIES = {
     "argon2": {"tokens.secrets"},
     "click": {"cli.*"},
     "gunicorn": set(),
+    "httpx": {"nodes.health"},
     "orjson": {
         "http.*",
         "db",
         "logs",
         "settings",
         "queues.controllers",
+        "repos.controllers",
+        "repos.queries",
+        "repos.wire",
         "runs.controllers",
         "runs.documents",
         "runs.queries",
@@ -87,8 +94,8 @@ LIBRARIES = {
     # The input models of wire, body.parse that applies them, the types of settings.
     "pydantic": {"*.wire", "http.body", "settings"},
     "pydantic_core": {"*.wire"},
-    # lease gives columns and conditions to the tables of domains.
-    "sqlalchemy": {"db", "queue", "lease", "*.models", "*.service", "*.queries"},
+    # lease gives columns and conditions to the tables of domains, paging the end of statements that list.
+    "sqlalchemy": {"db", "queue", "lease", "paging", "*.models", "*.service", "*.queries", "repos.search"},
     "tabulate": {"cli.*"},
     "webob": {"http.*", "root", "app", "*.controllers", "dashboard.*"},
     # From the standard library: whoever starts processes looks after them.
@@ -101,6 +108,9 @@ PRODUCTS = re.compile("paddles|teuthology|pulpito|shaman|chacra|vmpooler|vmfloat
 NAMES_PRODUCTS = {"root", "http.dialects"}
 #: Words on the wire that happen to hold one.
 PRODUCT_WORDS = {
+    "cli.farm": {"chacra_url"},  # a key of a repo, as storage nodes send it
+    "repos.models": {'"chacra_url"'},  # a key of a repo, in its stored document
+    "repos.wire": {"chacra_url"},  # the same, coming in
     "runs.documents": {"teuthology_branch"},  # a key of a job
     "runs.wire": {"teuthology_branch"},  # the same, coming in
     "settings": {"/teuthology/", "teuthology.log"},  # the default of job_log_url

@@ -57,8 +57,8 @@ def documented() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for name, text in zip(blocks[::2], blocks[1::2], strict=True):
         help, _, rest = text.partition("    :type:")
-        fields = dict(re.findall(r"^    :(\w+): (.+)$", f"    :type:{rest}", re.MULTILINE))
-        found[name] = {"help": words(help), **{key: value.strip() for key, value in fields.items()}}
+        fields = dict(re.findall(r"^    :(\w+): (.+(?:\n     .+)*)$", f"    :type:{rest}", re.MULTILINE))
+        found[name] = {"help": words(help), **{key: words(value) for key, value in fields.items()}}
     return found
 
 
@@ -76,11 +76,11 @@ def described(hint: Any) -> str:
     if get_origin(hint) is dict:
         *most_values, last = (f"``{value}``" for value in get_args(get_args(hint)[1]))
         return f"from a tree to {', '.join(most_values)} or {last}"
-    name = {str: "text", int: "whole number", float: "number"}[hint]
+    name = {str: "text", bool: "``True`` or ``False``", int: "whole number", float: "number"}[hint]
+    if above is not None:
+        return f"{name}, more than {above}" + (f", {most} at most" if most is not None else "")
     if most is not None:
         return f"{name}, {least} to {most}"
-    if above is not None:
-        return f"{name}, more than {above}"
     return name if least is None else f"{name}, {least} or more"
 
 
@@ -99,14 +99,20 @@ def test_docs_settings_tells_help_type_default_and_environment(name: str) -> Non
     assert found["environment"] == f"``LABCTL_{name.upper()}``"
 
 
+#: A setting that is commented out: its help, its name, and its value, which may take several lines.
+COMMENTED_OUT = re.compile(r"((?:^# .+\n)+)^#(\w+) = (.+(?:\n#.+)*)", re.MULTILINE)
+
+
+def uncommented(text: str) -> str:
+    return re.sub("^#", "", text, flags=re.MULTILINE)
+
+
 def in_config() -> dict[str, tuple[str, Any]]:
     """Read config.py.in: for each commented-out setting its help and its value."""
-    found = {}
-    for block in CONFIG.read_text().split("\n\n")[1:]:
-        *comments, assignment = block.strip().splitlines()
-        name, value = re.fullmatch(r"#(\w+) = (.+)", assignment).groups()  # type: ignore[union-attr]
-        found[name] = (words(" ".join(line.removeprefix("#") for line in comments)), ast.literal_eval(value))
-    return found
+    return {
+        name: (words(uncommented(help)), ast.literal_eval(uncommented(value)))
+        for help, name, value in COMMENTED_OUT.findall(CONFIG.read_text())
+    }
 
 
 def test_config_py_in_has_every_setting_with_its_help_at_its_default() -> None:
@@ -117,12 +123,12 @@ def test_config_py_in_has_every_setting_with_its_help_at_its_default() -> None:
 
 
 def test_config_py_in_as_it_is_and_uncommented_loads_to_the_defaults(tmp_path: Path) -> None:
-    uncommented = tmp_path / "config.py"
-    uncommented.write_text(re.sub(r"^#(\w+ = )", r"\1", CONFIG.read_text(), flags=re.MULTILINE))
+    copy = tmp_path / "config.py"
+    copy.write_text(COMMENTED_OUT.sub(lambda found: f"{found[2]} = {uncommented(found[3])}", CONFIG.read_text()))
 
-    assert "\nweb_workers = " in uncommented.read_text()
+    assert re.findall(r"^(\w+) = ", copy.read_text(), re.MULTILINE) == NAMES
     assert configuration.load({}, str(CONFIG)) == Settings()
-    assert configuration.load({}, str(uncommented)) == Settings()
+    assert configuration.load({}, str(copy)) == Settings()
 
 
 # Routes
@@ -155,11 +161,29 @@ def test_docs_access_tells_what_each_tree_is_open_to() -> None:
 
 WHO = ("anonymous", "another right", "the right", "admin", "scoped admin")
 
-READS = {"runs": "/runs/", "machines": "/nodes/", "queue": "/queue/", "events": "/api/events"}
+READS = {
+    "runs": "/runs/",
+    "machines": "/nodes/",
+    "queue": "/queue/",
+    "repos": "/api/repos/",
+    "nodes": "/api/nodes/",
+    "events": "/api/events",
+}
+REPO = {
+    "chacra_url": "https://chacra.example.com/repos/access/",
+    "ref": "main",
+    "sha1": "a" * 40,
+    "distro": "ubuntu",
+    "distro_version": "jammy",
+    "status": "ready",
+}
 WRITES = {
     "runs": ("/runs/", {"name": "access"}),
     "machines": ("/nodes/", {"name": "access"}),
     "queue": ("/queue/", {"queue": "access"}),
+    "repos": ("/api/repos/access/", REPO),
+    # The node is asked at once how it is: nothing listens there.
+    "nodes": ("/api/nodes/127.0.0.1:1/", {}),
     "events": ("/api/events", {}),
 }
 
@@ -199,15 +223,38 @@ def test_docs_access_has_a_row_for_every_tree_reading_and_writing() -> None:
     ]
 
 
+def said(tree: str, asks: str) -> dict[str, str]:
+    rows = table("access.rst", "tree", "asks to", *WHO)
+    return next(dict(zip(WHO, row[2:], strict=True)) for row in rows if row[:2] == [tree, asks])
+
+
 @pytest.mark.parametrize("tree", ANONYMOUS)
 @pytest.mark.parametrize("asks", ["read", "write"])
 @pytest.mark.parametrize("who", WHO)
 def test_the_access_table_is_true(app: TestApp, session: Session, tree: str, asks: str, who: str) -> None:
-    said = {
-        (row[0], row[1]): dict(zip(WHO, row[2:], strict=True)) for row in table("access.rst", "tree", "asks to", *WHO)
-    }
+    assert outcome(app, tree, asks, headers(session, who, tree)) == said(tree, asks)[who]
 
-    assert outcome(app, tree, asks, headers(session, who, tree)) == said[tree, asks][who]
+
+@pytest.mark.parametrize("who", WHO)
+def test_asking_for_the_next_storage_node_needs_the_right_to_write(app: TestApp, session: Session, who: str) -> None:
+    answer = app.get("/api/nodes/next", headers=headers(session, who, "nodes"), expect_errors=True)
+
+    expected = said("nodes", "write")[who]
+    # There is none.
+    assert str(answer.status_int) == {"yes": "404"}.get(expected, expected)
+
+
+PAIR = Settings(api_user="chacra", api_key="secret")
+
+
+@pytest.mark.parametrize("tree", ANONYMOUS)
+@pytest.mark.parametrize("asks", ["read", "write"])
+def test_the_pair_of_the_settings_has_the_rights_to_repos_and_nodes(session: Session, tree: str, asks: str) -> None:
+    app = TestApp(application.make_app(PAIR))
+    app.authorization = ("Basic", (PAIR.api_user, PAIR.api_key))
+
+    who = "the right" if tree in {"repos", "nodes"} else "another right"
+    assert outcome(app, tree, asks, {}) == said(tree, asks)[who]
 
 
 @pytest.mark.parametrize("access", ["write", "read", "none"])
@@ -215,10 +262,10 @@ def test_the_access_table_is_true(app: TestApp, session: Session, tree: str, ask
 @pytest.mark.parametrize("who", WHO)
 def test_the_table_of_the_setting_is_true(session: Session, access: Any, asks: str, who: str) -> None:
     rows = table("access.rst", "anonymous is", "asks to", *WHO)
-    said = {(row[0], row[1]): dict(zip(WHO, row[2:], strict=True)) for row in rows}
+    expected = {(row[0], row[1]): dict(zip(WHO, row[2:], strict=True)) for row in rows}
     app = TestApp(application.make_app(Settings(anonymous={**ANONYMOUS, "runs": access})))
 
-    assert outcome(app, "runs", asks, headers(session, who, "runs")) == said[access, asks][who]
+    assert outcome(app, "runs", asks, headers(session, who, "runs")) == expected[access, asks][who]
 
 
 def test_a_wrong_credential_is_refused_even_where_everybody_may(app: TestApp) -> None:
@@ -257,7 +304,7 @@ def test_docs_plugins_has_a_section_for_every_group_in_use() -> None:
 PAGES = sorted([*DOCS.glob("*.rst"), ROOT / "README.rst", ROOT / "CHANGELOG.rst"])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, CONFIG], ids=lambda page: page.name)
 def test_lines_of_the_pages_are_not_too_long(page: Path) -> None:
     assert [line for line in page.read_text().splitlines() if len(line) > 120] == []
 

@@ -14,7 +14,10 @@ from labctl.settings import ANONYMOUS, Settings
 from .routes import Route, routes
 
 RUN = "alice-2026-01-02_03:04:05-rados-main-distro-default-smithi"
-THINGS = {"{run}": RUN, "{job_id}": "1500", "{machine}": "smithi001", "{day}": "2026-01-02"}
+THINGS = {"{run}": RUN, "{job_id}": "1500", "{machine}": "smithi001", "{day}": "2026-01-02", "{host}": "127.0.0.1:1"}
+#: A repo, in words that no other thing here has.
+REPO = {"project": "zlib", "ref": "jewel", "sha1": "45107e21", "distro": "ubuntu", "version": "jammy", "arch": "x86_64"}
+THINGS |= {f"{{{name}}}": thing for name, thing in REPO.items()} | {"{flavor}": "default"}
 #: What a column is asked for, and what it holds here.
 COLUMNS = {
     "branch": "main",
@@ -29,7 +32,9 @@ COLUMNS = {
 QUERIES = {"/queue/pop_queue": "queue=smithi", "/api/queue/pop_queue": "queue=smithi"}
 
 #: GETs of the old protocols that must act, by their paths, with the reason. They are not walked.
-ACTING: dict[str, str] = {}
+ACTING: dict[str, str] = {
+    "/api/nodes/next": "giving a storage node out ends its turn, and build jobs ask for it with GET",
+}
 
 
 def gets(settings: Settings) -> Iterator[tuple[Route, str]]:
@@ -46,6 +51,9 @@ def gets(settings: Settings) -> Iterator[tuple[Route, str]]:
 
 
 URLS = sorted({url for _, url in gets(Settings())})
+#: The newest commit that is ready, in the place of a commit; searches.
+URLS += [url.replace(REPO["sha1"], "latest") for url in URLS if url.startswith("/api/repos/") and REPO["sha1"] in url]
+URLS += ["/api/search?history=1", "/api/search?sha1=latest", "/api/search?sha1=latest&distros=ubuntu/jammy&wait=1"]
 
 
 @pytest.fixture
@@ -54,6 +62,8 @@ def app(session: Session) -> TestApp:
     app = TestApp(application.make_app(Settings(anonymous=dict.fromkeys(ANONYMOUS, "write"))))
     app.post_json("/nodes/", {"name": "smithi001", "machine_type": "smithi", "up": True})
     app.post_json("/queue/", {"queue": "smithi"})
+    # Nobody listens there, so it is known and out.
+    app.post_json("/api/nodes/127.0.0.1:1/", {})
     job = {
         "queue": "smithi",
         "priority": 100,
@@ -63,6 +73,10 @@ def app(session: Session) -> TestApp:
     }
     app.post_json(f"/runs/{RUN}/jobs/", {**job, "job_id": "1500", "status": "running"})
     app.post_json(f"/runs/{RUN}/jobs/", {**job, "job_id": "1501", "status": "queued"})
+    repo = {"ref": REPO["ref"], "sha1": REPO["sha1"], "distro": "ubuntu", "distro_version": "jammy", "status": "ready"}
+    repo |= {"url": "https://c.example/r/", "chacra_url": "https://c.example/repos/", "archs": ["x86_64"]}
+    app.post_json(f"/api/repos/{REPO['project']}", repo)
+    app.post_json(f"/api/builds/{REPO['project']}", repo)
     session.execute(text("SET TRANSACTION READ ONLY"))
     return app
 
@@ -75,6 +89,8 @@ def test_the_walk_finds_what_there_is() -> None:
     assert {"/", "/runs", f"/runs/{RUN}/jobs/1500", "/nodes/smithi001/jobs", "/runs/branch/main", "/api/events"} <= {
         *URLS
     }
+    leaf = "/api/repos/zlib/jewel/latest/ubuntu/jammy"
+    assert {"/api/builds/zlib/jewel/45107e21", f"{leaf}/x86_64", f"{leaf}/flavors/default/repo"} <= {*URLS}
 
 
 def test_writes_are_refused_here(app: TestApp) -> None:
@@ -85,13 +101,14 @@ def test_writes_are_refused_here(app: TestApp) -> None:
 def test_a_get_writes_nothing(app: TestApp, url: str) -> None:
     answer = app.get(url)
 
-    assert answer.status_int in {200, 204}
+    leads_away = url.startswith("/api/repos/") and url.endswith(("/repo", "/x86_64"))
+    assert answer.status_int in ({302} if leads_away else {200, 204})
     assert app.head(url).status_int == answer.status_int
 
 
-@pytest.mark.parametrize("url", [url for url in URLS if RUN in url or "smithi001" in url])
+@pytest.mark.parametrize("url", [url for url in URLS if RUN in url or "smithi001" in url or "zlib" in url])
 def test_a_get_of_what_is_missing_writes_nothing(app: TestApp, url: str) -> None:
-    missing = url.replace(RUN, "missing").replace("smithi001", "missing")
+    missing = url.replace(RUN, "missing").replace("smithi001", "missing").replace("zlib", "missing")
 
     assert app.get(missing, expect_errors=True).status_int == 404
 

@@ -148,7 +148,7 @@ def test_the_settings_choose_form_and_level(
 ) -> None:
     root = logging.getLogger()
     before = (root.level, root.handlers[:])
-    chatty = {name: logging.getLogger(name).level for name in ("alembic", "procrastinate")}
+    chatty = {name: logging.getLogger(name).level for name in ("alembic", "httpx", "procrastinate")}
     # The root logger's handlers are pytest's own; setup() would close them.
     monkeypatch.setattr(root, "handlers", [])
     try:

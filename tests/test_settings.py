@@ -1,8 +1,9 @@
 """Where settings come from, and what is said when they are wrong."""
 
+import json
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -39,6 +40,35 @@ def test_the_environment_beats_the_file_and_the_file_beats_the_default(file: Any
     assert load({}, config).port == 1000
 
 
+HINTS = get_type_hints(Settings)
+
+
+def other(name: str) -> Any:
+    """Give a value of a setting that is not its default."""
+    hint, default = HINTS[name], getattr(Settings(), name)
+    if get_origin(hint) is Literal:
+        return next(value for value in get_args(hint) if value != default)
+    if get_origin(hint) is dict:
+        return {key: "read" if value != "read" else "none" for key, value in default.items()}
+    return {
+        bool: lambda: not default,
+        str: lambda: f"{default} and more",
+        int: lambda: default + 1,
+        float: lambda: default + 0.5,
+    }[hint]()
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_every_setting_can_be_given_in_the_environment_and_in_the_file(file: Any, name: str) -> None:
+    value = other(name)
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+
+    for loaded in (load({f"LABCTL_{name.upper()}": text}), load({}, file(f"{name} = {value!r}"))):
+        assert getattr(loaded, name) == value != getattr(Settings(), name)
+        assert type(getattr(loaded, name)) is type(value)
+        assert all(getattr(loaded, each) == getattr(Settings(), each) for each in HINTS if each != name)
+
+
 def test_an_empty_variable_is_as_good_as_none(file: Any) -> None:
     assert load({"LABCTL_PORT": "", "LABCTL_CONFIG": ""}).port == Settings().port
     assert load({"LABCTL_PORT": ""}, file("port = 5")).port == 5
@@ -54,6 +84,8 @@ def test_an_empty_variable_is_as_good_as_none(file: Any) -> None:
         ("HOME", '"quoted"', '"quoted"'),
         ("DATABASE_URL", "postgresql://u:p%40@h/n", "postgresql://u:p%40@h/n"),
         ("ANONYMOUS", '{"runs": "read"}', {**ANONYMOUS, "runs": "read"}),
+        *(("HEALTH_CHECK_VERIFY", text, True) for text in ("true", "True", "1")),
+        *(("HEALTH_CHECK_VERIFY", text, False) for text in ("false", "False", "0")),
     ],
 )
 def test_a_variable_is_read_as_the_type_of_its_setting(name: str, text: str, value: Any) -> None:
@@ -78,6 +110,9 @@ def test_the_rights_of_a_tree_that_is_not_named_stay_as_they_are(file: Any) -> N
         *(("anonymous", value) for value in ("read", "[]", "5", '{"runs": "all"}', '{"runs": 1}')),
         ("max_body", "1"),
         ("job_lease", "0"),
+        *(("health_check_verify", value) for value in ("maybe", "2")),
+        *(("health_check_timeout", value) for value in ("0", "60.5", "nan", "inf")),
+        ("health_check_retries", "0"),
     ],
 )
 def test_a_bad_value_is_named(name: str, text: str) -> None:

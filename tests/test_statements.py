@@ -1,4 +1,4 @@
-"""How many SQL statements each request costs, and that none of them reads a whole table of runs or jobs."""
+"""How many SQL statements each request costs, and that none of them reads a whole table of what there is much of."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +10,26 @@ from sqlalchemy.orm import Session
 from webtest import TestApp
 
 from labctl import app as application
+from labctl import db
 from labctl.runs import documents
 from labctl.settings import ANONYMOUS, Settings
 
 RUN = "alice-2026-01-02_03:04:05-rados-main-distro-default-smithi"
 JOB = f"/runs/{RUN}/jobs/1500"
 TARGETS = {"ubuntu@smithi001": "key", "ubuntu@smithi002": "key"}
+LEAF = "/api/repos/ceph/main/abc/ubuntu/jammy"
+LATEST = "/api/repos/ceph/main/latest/ubuntu/jammy"
+#: What a storage node reports of a repo; a build has the same keys.
+REPO = {
+    "ref": "main",
+    "sha1": "abc",
+    "distro": "ubuntu",
+    "distro_version": "jammy",
+    "status": "ready",
+    "archs": ["x86_64"],
+    "url": "https://c.example/r/1/",
+    "chacra_url": "https://c.example/repos/1/",
+}
 
 MOST_FOR_A_READ = 3
 MOST_FOR_A_WRITE = 4
@@ -25,7 +39,7 @@ Asked = tuple[str, str, Any]
 
 READS: dict[str, int] = {
     "/": 0,
-    "/api/": 0,
+    "/api/": 1,
     "/_health": 2,  # the first asks whether there is a schema at all
     "/runs/": 1,
     "/runs/?count=2&page=2": 1,
@@ -58,6 +72,35 @@ READS: dict[str, int] = {
     "/queue/": 1,
     "/queue/pop_queue?queue=smithi": 2,  # whether it is paused, then the job
     "/api/events?limit=1000": 1,
+    "/api/repos/": 1,
+    "/api/repos/ceph/": 1,
+    "/api/repos/ceph/main/": 1,
+    "/api/repos/ceph/nosuch/": 2,  # and whether there is such a project
+    "/api/repos/ceph/main/abc/": 1,
+    "/api/repos/ceph/main/latest/": 1,
+    "/api/repos/ceph/main/latest/ubuntu/": 1,
+    "/api/repos/ceph/main/nosuch/": 2,
+    LEAF: 1,
+    LATEST: 1,
+    f"{LEAF}?count=1&page=2": 2,
+    f"{LEAF}?history=1": 2,
+    f"{LEAF}/flavors/": 1,
+    f"{LATEST}/flavors/default/": 1,
+    f"{LATEST}/repo": 1,
+    f"{LATEST}/flavors/default/repo?arch=x86_64": 1,
+    f"{LEAF}/x86_64/a/b": 1,
+    "/api/builds/": 1,
+    "/api/builds/ceph/": 1,
+    "/api/builds/ceph/main/": 1,
+    "/api/builds/ceph/main/abc/": 1,
+    "/api/builds/ceph/main/abc/?history=1": 2,
+    "/api/search/": 1,
+    "/api/search?project=ceph&ref=main&sha1=abc&flavor=default&status=ready&distros=ubuntu/jammy/x86_64": 1,
+    "/api/search?project=ceph&distros=ubuntu/jammy,centos/9,debian/12/arm64&count=2&page=2": 1,
+    "/api/search?project=ceph&sha1=latest": 1,
+    "/api/search?project=ceph&sha1=latest&distros=ubuntu/jammy,ubuntu/22.04/x86_64": 1,
+    "/api/search?history=1&sha1=latest&distros=ubuntu/jammy": 2,
+    "/api/search?project=ceph&wait=30": 2,  # the glance that is there before it has to wait
 }
 
 WRITES: dict[str, tuple[Asked, int]] = {
@@ -93,6 +136,21 @@ WRITES: dict[str, tuple[Asked, int]] = {
     "pausing a queue": (("PUT", "/queue/", {"queue": "smithi", "paused_by": "a", "pause_duration": 60}), 3),
     "the state of a queue": (("POST", "/queue/stats/", {"queue": "smithi"}), 2),
     "the jobs of a queue": (("POST", "/queue/queued_jobs/", {"queue": "smithi"}), 1),
+    "a repo": (("POST", "/api/repos/ceph/", {**REPO, "chacra_url": "https://c.example/repos/new/"}), 1),
+    "a repo of a new project": (("POST", "/api/repos/new/", {**REPO, "chacra_url": "https://c.example/repos/new/"}), 1),
+    "a repo that is known": (("POST", "/api/repos/ceph/", {**REPO, "status": "failed", "archs": ["arm64"]}), 1),
+    "a change of a repo": (("POST", "/api/repos/ceph/", {"chacra_url": REPO["chacra_url"], "status": "failed"}), 1),
+    # The repo with its count, the event, and its commit, for nothing of that is left.
+    "removing the last repo of a commit": (("DELETE", "/api/repos/ceph/main/def/ubuntu/jammy", None), 3),
+    "removing a repo": (("DELETE", f"{LEAF}/flavors/crimson", None), 2),
+    "a repo that is posted as deleted": (("POST", "/api/repos/ceph/", {**REPO, "status": "deleted"}), 2),
+    "an unknown repo that is posted as deleted": (
+        ("POST", "/api/repos/ceph/", {**REPO, "chacra_url": "https://c.example/repos/new/", "status": "deleted"}),
+        1,
+    ),
+    # The lock, for two first reports of one build make one.
+    "a build": (("POST", "/api/builds/ceph/", {**REPO, "url": "https://j.example/new/"}), 2),
+    "a build that is known": (("POST", "/api/builds/ceph/", REPO), 2),
 }
 
 #: Writes that need more than :data:`MOST_FOR_A_WRITE`, with the reason.
@@ -120,6 +178,9 @@ def add_lab(app: TestApp) -> None:
     app.post_json(f"/runs/{RUN}/jobs/", {**job, "job_id": "1500", "targets": TARGETS})
     app.post_json(f"/runs/{RUN}/jobs/", {**job, "job_id": "1501"})
     app.post_json("/runs/", {"name": "empty"})
+    for number, changes in enumerate([{}, {"flavor": "crimson"}, {"sha1": "def", "status": "building"}], start=1):
+        app.post_json("/api/repos/ceph/", {**REPO, "chacra_url": f"https://c.example/repos/{number}/", **changes})
+    app.post_json("/api/builds/ceph/", REPO)
 
 
 @pytest.fixture
@@ -170,6 +231,43 @@ def test_a_dearer_write_costs_as_many_statements_as_it_says_here(
 
     assert reason
     assert len(sent) == number > MOST_FOR_A_WRITE, "\n\n".join(sent)
+
+
+#: What is asked of repos most often, by clients that poll, may cost less than what is asked elsewhere.
+MOST_FOR_A_READ_OF_REPOS = 2
+MOST_FOR_A_WRITE_OF_REPOS = 3
+TREES_OF_REPOS = ("/api/repos", "/api/builds", "/api/search")
+
+
+def test_repos_builds_and_searches_cost_less() -> None:
+    reads = {path: cost for path, cost in READS.items() if path.startswith(TREES_OF_REPOS)}
+    writes = {what: cost for what, ((_, path, _), cost) in WRITES.items() if path.startswith(TREES_OF_REPOS)}
+
+    assert len(reads) > 20 and max(reads.values()) == MOST_FOR_A_READ_OF_REPOS
+    assert len(writes) > 8 and max(writes.values()) == MOST_FOR_A_WRITE_OF_REPOS
+
+
+def test_the_credential_out_of_the_configuration_costs_no_statement(
+    session: Session, statements: Callable[[], Any]
+) -> None:
+    app = TestApp(application.make_app(Settings(api_user="chacra", api_key="secret")))
+    app.authorization = ("Basic", ("chacra", "secret"))
+
+    for send, cost in ((lambda: app.post_json("/api/repos/ceph/", REPO), 1), (lambda: app.get("/api/search"), 1)):
+        with statements() as sent:
+            send()
+        assert len(sent) == cost
+
+
+@pytest.mark.parametrize("repos", [1, 30])
+def test_lists_of_repos_cost_the_same_with_more_repos(app: TestApp, statements: Callable[[], Any], repos: int) -> None:
+    for number in range(repos):
+        app.post_json("/api/repos/ceph/", {**REPO, "chacra_url": f"https://c.example/more/{number}/"})
+
+    for path, cost in ((LEAF, 1), ("/api/search", 1), ("/api/search?sha1=latest", 1), ("/api/search?history=1", 2)):
+        with statements() as sent:
+            app.get(path)
+        assert len(sent) == cost
 
 
 def test_a_heartbeat_costs_one_statement(app: TestApp, statements: Callable[[], Any]) -> None:
@@ -370,3 +468,160 @@ def test_a_page_by_its_cursor_reads_as_little_at_the_end_as_at_the_beginning(lab
         for scan in scans(lab.plan(*sent[0], run=True)):
             assert touched(scan) <= 100, url
     assert "Link" not in answer.headers
+
+
+# Plans of repos and builds
+
+#: Ten repos for each commit: five distributions in two flavors; a fifth of the commits are on main, and one project
+#: has nearly all of them, as in a real lab: what the planner takes for the size of a project or a ref is far from true.
+COMMITS = 2000
+BIG_REPOS = f"""
+INSERT INTO repos (project, ref, sha1, flavor, distro, version, distro_version, distro_codename, platform, status,
+                   archs, extra, modified, url, node_url)
+  SELECT 'ceph', ref, sha1, flavor, distro, version, number, codename, distro || '/' || number,
+         CASE WHEN (c + place) % 20 = 0 THEN 'failed' WHEN c > {COMMITS} - 5 THEN 'building' ELSE 'ready' END,
+         CASE WHEN place % 2 = 1 THEN ARRAY['x86_64'] ELSE ARRAY['x86_64', 'arm64'] END, '{{}}',
+         now() - ({COMMITS} - c) * interval '1 minute' + place * interval '1 second',
+         'https://c.example/r/' || c || '/' || place || flavor, 'https://c.example/big/' || c || '/' || place || flavor
+  FROM generate_series(1, {COMMITS}) c,
+       LATERAL (SELECT CASE WHEN c % 5 = 0 THEN 'main' ELSE 'wip-' || c % 200 END AS ref, md5(c::text) AS sha1) commits,
+       (VALUES (1, 'ubuntu', 'jammy', '22.04', 'jammy'), (2, 'ubuntu', 'noble', '24.04', 'noble'),
+               (3, 'centos', '9', '9', NULL), (4, 'rocky', '10', '10', NULL),
+               (5, 'debian', 'bookworm', '12', 'bookworm')) distros (place, distro, version, number, codename),
+       (VALUES ('default'), ('crimson')) flavors (flavor)
+  ORDER BY c, place, flavor;
+INSERT INTO repos (project, ref, sha1, flavor, distro, version, distro_version, platform, status, archs, extra,
+                   modified, url, node_url)
+  SELECT 'other-' || n % 20, 'main', md5(n::text), 'default', 'centos', '9', '9', 'centos/9', 'ready', '{{x86_64}}',
+         '{{}}', now() - n * interval '1 hour', '', 'https://c.example/other/' || n FROM generate_series(1, 200) n;
+INSERT INTO builds (project, ref, sha1, flavor, distro, distro_version, distro_arch, platform, url, status, extra,
+                    modified, started)
+  SELECT project, ref, sha1, flavor, distro, distro_version, 'x86_64', platform, 'https://j.example/' || id,
+         'completed', extra, modified, modified FROM repos;
+INSERT INTO repo_statuses (repo_id, number, status, at)
+  SELECT id, n, 'some', modified FROM repos, generate_series(1, 2) n WHERE node_url LIKE '%/big/%';
+INSERT INTO build_statuses (build_id, number, status, at)
+  SELECT id, n, 'some', modified FROM builds, generate_series(1, 2) n WHERE url LIKE 'https://j.example/%';
+INSERT INTO projects SELECT DISTINCT project FROM repos ON CONFLICT DO NOTHING;
+INSERT INTO commits (project, ref, sha1, repos, builds)
+  SELECT project, ref, sha1, count(*), count(*) FROM repos WHERE node_url ~ 'example/(big|other)/'
+  GROUP BY project, ref, sha1 ORDER BY min(id);
+ANALYZE repos, builds, repo_statuses, build_statuses, projects, commits;
+"""
+BIG_TABLES_OF_REPOS = {"repos", "builds", "repo_statuses", "build_statuses", "commits"}
+
+#: Requests with SHA1 for a commit on main; /api/repos and /api/builds, which name every commit, are not among them.
+BIG_READS_OF_REPOS = [
+    "/api/search",
+    "/api/search?count=50&page=3",
+    "/api/search?project=ceph",
+    "/api/search?project=ceph&ref=main",
+    "/api/search?project=ceph&ref=main&flavor=crimson&status=ready",
+    "/api/search?status=ready&project=ceph&flavor=default&distros=centos%2F9%2Fx86_64&ref=main",
+    "/api/search?project=ceph&distros=ubuntu/jammy,centos/9/x86_64",
+    "/api/search?project=ceph&ref=wip-7&distros=ubuntu/jammy,centos/9,debian/12",
+    "/api/search?distros=rocky/10&count=30",
+    "/api/search?sha1=SHA1",
+    "/api/search?project=ceph&ref=main&sha1=SHA1&flavor=default&distros=centos/9/x86_64",
+    "/api/search?project=ceph&sha1=SHA1&history=1",
+    "/api/search?sha1=latest",
+    "/api/search?project=ceph&ref=main&sha1=latest",
+    "/api/search?project=ceph&ref=main&sha1=latest&status=ready&flavor=default&distros=ubuntu/jammy,centos/9",
+    "/api/search?project=ceph&ref=main&sha1=latest&status=ready&distros=ubuntu/noble/arm64,rocky/10/arm64,debian/12",
+    "/api/search?project=ceph&ref=wip-7&sha1=latest&distros=ubuntu/jammy,centos/9",
+    "/api/search?project=ceph&sha1=latest&distros=ubuntu/jammy,ubuntu/focal",
+    "/api/repos/ceph/",
+    "/api/repos/ceph/main/?count=50",
+    "/api/repos/ceph/wip-7/",
+    "/api/repos/ceph/main/SHA1/",
+    "/api/repos/ceph/main/latest/",
+    "/api/repos/ceph/main/SHA1/ubuntu/",
+    "/api/repos/ceph/main/latest/ubuntu/",
+    "/api/repos/ceph/main/SHA1/ubuntu/jammy/",
+    "/api/repos/ceph/main/latest/ubuntu/jammy/",
+    "/api/repos/ceph/main/SHA1/ubuntu/jammy/flavors/",
+    "/api/repos/ceph/main/latest/centos/9/flavors/crimson/",
+    "/api/repos/ceph/main/SHA1/ubuntu/jammy/?history=1",
+    "/api/repos/ceph/main/SHA1/ubuntu/jammy/repo",
+    "/api/repos/ceph/main/latest/ubuntu/jammy/repo?arch=x86_64",
+    "/api/repos/ceph/main/latest/ubuntu/noble/flavors/crimson/arm64/a/b",
+    "/api/builds/ceph/",
+    "/api/builds/ceph/main/?count=50",
+    "/api/builds/ceph/main/SHA1/",
+    "/api/builds/ceph/main/SHA1/?history=1",
+]
+BIG_WRITES_OF_REPOS: list[Asked] = [
+    ("POST", "/api/repos/ceph/", {**REPO, "chacra_url": "https://c.example/repos/new/"}),
+    ("POST", "/api/repos/ceph/", REPO),
+    ("POST", "/api/repos/ceph/", {"chacra_url": REPO["chacra_url"], "status": "failed"}),
+    ("POST", "/api/repos/ceph/", {**REPO, "status": "deleted"}),
+    ("DELETE", "/api/repos/ceph/main/SHA1/ubuntu/jammy/", None),
+    ("POST", "/api/builds/ceph/", REPO),
+    ("POST", "/api/builds/ceph/", {**REPO, "url": "https://j.example/new/"}),
+]
+
+
+class LabOfRepos(Lab):
+    """An application over many repos and builds."""
+
+    def __init__(self, app: TestApp, session: Session, engine: Engine) -> None:
+        self.app = app
+        self.session = session
+        self.engine = engine
+        # In the middle of main.
+        query = f"SELECT sha1 FROM commits WHERE ref = 'main' AND sha1 = md5('{COMMITS // 2}')"
+        self.sha1: str = session.execute(text(query)).scalar_one()
+        self.job = ""
+
+    def ask(self, method: str, path: str, data: Any) -> list[tuple[str, Any]]:
+        """Ask, and give the statements that were sent; what they did is undone."""
+        return super().ask(method, path.replace("SHA1", self.sha1), data)
+
+
+@pytest.fixture
+def lab_of_repos(app: TestApp, session: Session, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> LabOfRepos:
+    # A connection that other tests have used must not run out of prepared statements: these have the generic plans.
+    monkeypatch.setattr(db, "MOST_PREPARED", 10_000)
+    session.execute(text(BIG_REPOS.replace(":", "\\:")))
+    return LabOfRepos(app, session, engine)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_main_read_reads_a_whole_table_of_repos_or_builds(lab_of_repos: LabOfRepos, mode: str) -> None:
+    wrong = []
+    for path in BIG_READS_OF_REPOS:
+        for statement, parameters in lab_of_repos.ask("GET", path, None):
+            for scan in scans(lab_of_repos.plan(statement, parameters, run=True, mode=mode)):
+                where = f"GET {path}: {scan['Node Type']} on {scan['Relation Name']}, {touched(scan)} rows"
+                # Whether there is any repo for a distribution that a fifth are for, any way of looking tells at once.
+                whole = "Seq" in scan["Node Type"] and touched(scan) > 10
+                if scan["Relation Name"] in BIG_TABLES_OF_REPOS and (whole or touched(scan) > MOST_ROWS):
+                    wrong.append(f"{where}\n{statement}")
+    assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_main_write_reads_a_whole_table_of_repos_or_builds(lab_of_repos: LabOfRepos, mode: str) -> None:
+    wrong = []
+    for request in BIG_WRITES_OF_REPOS:
+        for statement, parameters in lab_of_repos.ask(*request):
+            for scan in scans(lab_of_repos.plan(statement, parameters, run=False, mode=mode)):
+                if scan["Relation Name"] in BIG_TABLES_OF_REPOS and "Seq" in scan["Node Type"]:
+                    wrong.append(f"{request[:2]}: {scan['Node Type']} on {scan['Relation Name']}\n{statement}")
+    assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "query", ["project=ceph", "project=ceph&distros=ubuntu/jammy,centos/9", "project=ceph&ref=main"]
+)
+def test_a_search_by_its_cursor_reads_as_little_at_the_end_as_at_the_beginning(
+    lab_of_repos: LabOfRepos, query: str
+) -> None:
+    first = text("SELECT extract(epoch FROM min(modified)) * 1e6 FROM repos WHERE project = 'ceph' AND ref = 'main'")
+    # Ten minutes, of which each had a commit.
+    end = int(lab_of_repos.session.execute(first).scalar_one()) + 10 * 60 * 10**6
+    url = f"/api/search?{query}&count=50&after={end}-0"
+    for path in (url, f"/api/search?{query}&count=50"):
+        for statement, parameters in lab_of_repos.ask("GET", path, None):
+            for scan in scans(lab_of_repos.plan(statement, parameters, run=True)):
+                assert touched(scan) <= 100, f"{path}\n{statement}"

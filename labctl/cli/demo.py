@@ -1,18 +1,22 @@
 """``labctl demo``: a believable week of a lab, through the HTTP API of a running labctl."""
 
+import base64
+import hashlib
 import http.client
 import json
 import random
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import click
 
-from labctl.settings import load
+from labctl.cli.farm import BRANCHES, Commit, Farm
+from labctl.settings import Settings, load
 
 MACHINES = {"smithi": 24, "mira": 8, "gibba": 12}
 USERS = ("nightly", "scott", "ana", "yuri", "lin")
@@ -26,32 +30,38 @@ FAILURES = (
 )
 
 
+class Refused(click.ClickException):
+    """labctl wants a credential, or another one."""
+
+
 class Lab:
     """A running labctl; every request must succeed."""
 
-    def __init__(self, url: str, token: str | None) -> None:
-        """Connect to where it listens; a token is only needed where the settings have closed a tree."""
+    def __init__(self, url: str, authorization: str | None) -> None:
+        """Connect to where it listens; a credential is only needed where the settings have closed a tree."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise click.BadParameter(f"{url} is no http or https URL")
         connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self.connection = connect(parts.hostname, parts.port, timeout=60)
         self.base = parts.path.rstrip("/")
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.authorization = authorization
         self.requests = 0
 
     def send(self, method: str, path: str, body: Any = None, *, may_exist: bool = False) -> Any:
         """Send JSON and give the answer's; with ``may_exist`` a 400 that says so is fine: a demo may be repeated."""
         try:
             payload = None if body is None else json.dumps(body)
-            self.connection.request(method, self.base + path, payload, self.headers)
+            headers = {"Authorization": self.authorization} if self.authorization else {}
+            self.connection.request(method, self.base + path, payload, headers)
             answer = self.connection.getresponse()
             text = answer.read()
         except OSError as error:
             raise click.ClickException(f"labctl does not answer: {error}") from error
         self.requests += 1
         if answer.status != 200 and not (may_exist and b"already exists" in text):
-            raise click.ClickException(f"{method} {path}: {answer.status} {text.decode(errors='replace')[:300]}")
+            kind = Refused if answer.status in (401, 403) else click.ClickException
+            raise kind(f"{method} {path}: {answer.status} {text.decode(errors='replace')[:300]}")
         return json.loads(text)
 
 
@@ -59,34 +69,70 @@ class Lab:
 class Week:
     """What the demo's chance depends on: the seed, the number of runs, and the last day."""
 
-    chance: random.Random
+    seed: int
     runs: int
     until: datetime
 
+    def __post_init__(self) -> None:
+        """Begin with the seed."""
+        self.chance = random.Random(self.seed)  # noqa: S311 - a demo, not a secret
+
+    @property
+    def begin(self) -> datetime:
+        """The time of the first of it."""
+        return self.until - timedelta(days=7)
+
     def times(self) -> Iterator[datetime]:
         """Give the time of each run, over the seven days, the oldest first."""
-        begin = self.until - timedelta(days=7)
         for seconds in sorted(self.chance.randrange(7 * 86400) for _ in range(self.runs)):
-            yield begin + timedelta(seconds=seconds)
+            yield self.begin + timedelta(seconds=seconds)
+
+    def head_of(self, ref: str, day: date) -> Commit:
+        """Give the commit that a branch is at on a day."""
+        return Commit(day, ref, hashlib.sha1(f"{self.seed} {ref} {day}".encode(), usedforsecurity=False).hexdigest())
+
+    def always_built(self) -> Iterator[Commit]:
+        """Give the commits of the branches that are built whether somebody tests them or not."""
+        for ref, days in BRANCHES.items():
+            for day in range(7, -1, -days):
+                yield self.head_of(ref, (self.begin + timedelta(days=day)).date())
 
 
 @click.command()
 @click.option("--url", default=None, help="Where labctl listens; default: as the settings host and port say.")
-@click.option("--token", envvar="LABCTL_TOKEN", help="A token, where the settings ask for one.")
+@click.option("--token", envvar="LABCTL_TOKEN", help="A token; builds and repos need one: default, this machine's.")
 @click.option("--runs", type=click.IntRange(1, 100_000), default=60, show_default=True, help="How many test runs.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed makes the same lab.")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), default=None, help="The week's last day; default: today.")
 def demo(url: str | None, token: str | None, runs: int, seed: int, until: datetime | None) -> None:
-    """Fill a running labctl with a week of a test lab: machines, queues, runs and their jobs."""
+    """Fill a running labctl with a week of a test lab: machines, queues, runs and their jobs, builds and repos."""
     settings = load()
-    lab = Lab(url or f"http://{settings.host}:{settings.port}", token)
+    lab = Lab(url or f"http://{settings.host}:{settings.port}", f"Bearer {token}" if token else None)
     last = (until.replace(tzinfo=UTC) if until else datetime.now(UTC)).replace(minute=0, second=0, microsecond=0)
-    week = Week(random.Random(seed), runs, last)  # noqa: S311 - a demo, not a secret
+    week = Week(seed, runs, last)
+    farm = Farm(lab.send, week.chance)
     with closing(lab.connection):
         machines = add_machines(lab, week)
         add_queues(lab)
-        jobs = add_runs(lab, week, machines)
-    click.echo(f"{sum(map(len, machines.values()))} machines, {runs} runs, {jobs} jobs; {lab.requests} requests")
+        jobs, tested = add_runs(lab, week, machines)
+        # Whoever names another labctl does not want it to see the credential of this one.
+        lab.authorization = lab.authorization or (own_credential(settings) if url is None else None)
+        try:
+            farm.run({*tested, *week.always_built()})
+        except Refused as error:
+            click.echo(f"builds and repos are left out: give a token with the right to repos in LABCTL_TOKEN ({error})")
+    done = f"{sum(map(len, machines.values()))} machines, {runs} runs, {jobs} jobs"
+    click.echo(f"{done}, {farm.builds} builds, {farm.repos} repos; {lab.requests} requests")
+
+
+def own_credential(settings: Settings) -> str | None:
+    """Find what this machine's labctl lets post builds: api_user and api_key, or the token that labctl up has left."""
+    if settings.api_user and settings.api_key:
+        pair = f"{settings.api_user}:{settings.api_key}"
+        return f"Basic {base64.b64encode(pair.encode()).decode()}"
+    with suppress(OSError):
+        return f"Bearer {Path(settings.home, 'admin.token').read_text().strip()}"
+    return None
 
 
 def add_machines(lab: Lab, week: Week) -> dict[str, list[str]]:
@@ -123,19 +169,24 @@ def add_queues(lab: Lab) -> None:
         lab.send("PUT", "/queue/", {"queue": "mira", "paused_by": "ana@vossi", "pause_duration": 86400})
 
 
-def add_runs(lab: Lab, week: Week, machines: dict[str, list[str]]) -> int:
-    """Report runs as the test tool would: each job queued, then running, then how it ended. Gives the jobs' count."""
-    total = 0
+def add_runs(lab: Lab, week: Week, machines: dict[str, list[str]]) -> tuple[int, set[Commit]]:
+    """Report runs as the test tool would: each job queued, then running, then how it ended.
+
+    Gives the number of jobs, and the commits that were tested.
+    """
+    total, tested = 0, set()
     for number, when in enumerate(week.times()):
         user, suite = week.chance.choice(USERS), week.chance.choice(SUITES)
         branch = "main" if user == "nightly" else f"wip-{user}-testing-{number % 7}"
         kind = week.chance.choice(list(MACHINES))
         run = f"{user}-{when:%Y-%m-%d_%H:%M:%S}-{suite}-{branch}-distro-default-{kind}"
         os_type, os_version = week.chance.choice(DISTROS)
+        commit = week.head_of(branch, when.date())
+        tested.add(commit)
         job = {
             "name": run, "user": user, "owner": f"scheduled_{user}@scheduler", "suite": suite, "branch": branch,
             "suite_branch": branch, "machine_type": kind, "queue": kind, "flavor": "default", "os_type": os_type,
-            "os_version": os_version, "sha1": f"{week.chance.getrandbits(160):040x}",
+            "os_version": os_version, "sha1": commit.sha1,
             "timestamp": f"{when:%Y-%m-%d_%H:%M:%S}",
             "priority": week.chance.choice((50, 100, 100, 100, 1000)), "roles": [["mon.a", "osd.0"], ["client.0"]],
             "tasks": [{"install": None}, {"ceph": None}, {"workunit": {"clients": {"all": [f"{suite}/test.sh"]}}}],
@@ -151,7 +202,7 @@ def add_runs(lab: Lab, week: Week, machines: dict[str, list[str]]) -> int:
         for count in range(week.chance.randint(5, 40)):
             report_job(lab, week, run, {**job, "job_id": str(number * 100 + count)}, machines[kind], odds)
             total += 1
-    return total
+    return total, tested
 
 
 def report_job(lab: Lab, week: Week, run: str, job: dict[str, Any], machines: list[str], odds: dict[str, int]) -> None:

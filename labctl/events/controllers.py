@@ -17,11 +17,11 @@ _MOST = 2**63 - 1
 class EventsController(Resource):
     """The log of events, for those with the right to read it."""
 
-    def __init__(self, settings: Settings, mount: Mount) -> None:
-        """Take the limits from the settings."""
+    def __init__(self, settings: Settings, mount: Mount, waiting: Waiting) -> None:
+        """Take what applies to this mount, and the places for requests that wait."""
         self.settings = settings
         self.mount = mount
-        self.waiting = Waiting(settings)
+        self.waiting = waiting
 
     def get(self, request: Request) -> Any:
         """List events after ``after=SEQ``, of one ``kind=`` or ``subject=``; ``wait=SECONDS`` waits for the first one.

@@ -89,7 +89,8 @@ def describe(error: ValidationError) -> str:
     wrong = []
     for item in error.errors(include_url=False, include_input=False):
         field = ".".join(str(part) for part in item["loc"])
-        wrong.append(f"{field}: {item['msg']}" if field else item["msg"])
+        message = item["msg"].removeprefix("Value error, ")
+        wrong.append(f"{field}: {message}" if field else message)
     return "; ".join(wrong)
 
 

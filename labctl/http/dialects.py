@@ -30,6 +30,8 @@ class Dialect:
     name: str
     statuses: Mapping[type[errors.LabError], int] = field(default_factory=dict)
     body: Callable[[str], Any] = message_body
+    #: Whether an error's message is the whole body, as text/plain.
+    plain: bool = False
 
     def status(self, error: errors.LabError) -> int:
         """Find the status of an error by walking its class's ancestors."""
@@ -43,3 +45,5 @@ class Dialect:
 LABCTL = Dialect("labctl")
 #: runs, machines and queues: "already exists" is a 400 there, as teuthology's reporter expects.
 PADDLES = Dialect("paddles", {errors.Conflict: 400})
+#: repos, builds and storage nodes: "nothing is ready yet" is a 504, which build jobs poll for; errors are plain text.
+SHAMAN = Dialect("shaman", {errors.Exhausted: 504}, plain=True)

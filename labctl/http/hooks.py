@@ -14,6 +14,7 @@ from labctl import logs
 from labctl.errors import Forbidden, LabError, MethodNotAllowed, Unauthenticated, Unavailable
 from labctl.http import render
 from labctl.http.credentials import Claim, Identity, claim_of
+from labctl.http.dialects import Dialect
 from labctl.http.resource import Request
 
 log = logging.getLogger("labctl.http")
@@ -48,7 +49,8 @@ class RequestHook(PecanHook):
         if tree is None:
             return
         open_to_all = self.anonymous[tree]
-        if open_to_all == "write" or (open_to_all == "read" and request.method in _READS):
+        reads = request.method in _READS and not state.controller.acts
+        if open_to_all == "write" or (open_to_all == "read" and reads):
             return
         if identity is None:
             raise Unauthenticated
@@ -62,9 +64,9 @@ class RequestHook(PecanHook):
         if not isinstance(error, LabError):
             log.error("request_failed", exc_info=error, extra={"method": request.method, "path": request.path_text()})
             message = f"internal error; the log has more under request id {request.request_id}"
-            return render.Answer(status=500, body=render.dumps(dialect.body(message)))
+            return _answer(500, dialect, message)
         message = error.message if error.field is None else f"{error.field}: {error.message}"
-        answer = render.Answer(status=dialect.status(error), body=render.dumps(dialect.body(message)))
+        answer = _answer(dialect.status(error), dialect, message)
         match error:
             case Unauthenticated():
                 answer.headers["WWW-Authenticate"] = 'Basic realm="labctl"'
@@ -92,3 +94,9 @@ class RequestHook(PecanHook):
                 "address": request.address(),
             },
         )
+
+
+def _answer(status: int, dialect: Dialect, message: str) -> Response:
+    if dialect.plain:
+        return render.plain(message, status)
+    return render.Answer(status=status, body=render.dumps(dialect.body(message)))

@@ -28,12 +28,19 @@ def page_of(request: Request, settings: Settings) -> Page:
     return Page(count, (page - 1) * count, None if cursor is None else _read(cursor))
 
 
-def next_url(request: Request, page: Page, rows: int, last: tuple[datetime, int] | None) -> str | None:
-    """Give the URL of the rows after ``last``, or None if there were fewer than asked for: the list ends there."""
+def next_url(request: Request, page: Page, rows: int, last: tuple[datetime, int] | None, **instead: str) -> str | None:
+    """Give the URL of the rows after ``last``, or None if there were fewer than asked for: the list ends there.
+
+    ``instead`` are parameters of the query that must say something else there.
+    """
     if last is None or rows < page.count:
         return None
-    query = {name: value for name, value in request.query.items() if name != "page"}
-    query["after"] = f"{(last[0] - _EPOCH) // _MICROSECOND}-{last[1]}"
+    return url_with(request, **instead, after=f"{(last[0] - _EPOCH) // _MICROSECOND}-{last[1]}")
+
+
+def url_with(request: Request, **instead: str) -> str:
+    """Give the URL that was asked for with other parameters, and without ``page``."""
+    query = {name: value for name, value in {**request.query, **instead}.items() if name != "page"}
     return f"{request.own_url()}?{urlencode(query, errors='surrogateescape')}"
 
 

@@ -42,6 +42,19 @@ def response(value: Any) -> Response:
     return Answer(body=dumps(value))
 
 
+def plain(text: str, status: int = 200) -> Response:
+    """Make a response of plain text."""
+    body = text.encode(errors="backslashreplace")  # it may repeat what is no UTF-8
+    return Answer(status=status, body=body, content_type="text/plain", charset="UTF-8")
+
+
+def redirect(url: str) -> Response:
+    """Send the client to another URL, whatever its method's rules, with 302."""
+    answer = plain(f"it is at {url}\n", 302)
+    answer.headers["Location"] = url
+    return answer
+
+
 def dumps(value: Any) -> bytes:
     """Write JSON; keys that are no strings become strings."""
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)

@@ -101,6 +101,8 @@ class Resource:
 
     mount: Mount | None = None
     children: Mapping[str, "Resource"] = {}
+    #: Whether its GET changes something, as some of the old protocols have it; then it needs the right to write.
+    acts = False
     #: Pecan keeps its per-controller configuration (hooks) here.
     _pecan: ClassVar[dict[str, Any]] = {}
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from labctl.errors import Invalid, Unavailable
 from labctl.http import body
@@ -14,22 +14,46 @@ Found = TypeVar("Found")
 
 #: How often one waiting request looks again, in seconds.
 INTERVAL = 0.2
+#: How often it does so although a glance has shown nothing new.
+AT_LEAST = 2.0
+
+
+class Glance:
+    """A cheap question whose answer changes when there may be news; it is asked once for all who wait."""
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        """Take the question."""
+        self.ask = ask
+        self.lock = threading.Lock()
+        self.asked = float("-inf")
+        self.answer: Any = None
+
+    def __call__(self) -> Any:
+        """Give an answer that is not older than half an interval."""
+        with self.lock:
+            if time.monotonic() - self.asked > INTERVAL / 2:
+                self.answer = self.ask()
+                self.asked = time.monotonic()
+            return self.answer
 
 
 class Waiting:
-    """The waiting requests of one kind in one process; each of them holds a thread."""
+    """The waiting requests of one process; each of them holds a thread."""
 
     def __init__(self, settings: Settings) -> None:
         """Take the limits ``max_wait`` and ``max_waiters``."""
         self.longest = settings.max_wait
         self.places = threading.BoundedSemaphore(settings.max_waiters) if settings.max_waiters else None
 
-    def until(self, find: Callable[[], Found], request: Request) -> Found:
+    def until(self, find: Callable[[], Found], request: Request, glance: Glance | None = None) -> Found:
         """Answer what ``find`` gives as soon as it is not empty, or when the request's ``wait=SECONDS`` are over.
 
-        Raises :class:`Invalid` for a bad ``wait``, :class:`Unavailable` when too many wait already.
+        With a glance, ``find`` is called again when that changes, and every :data:`AT_LEAST` seconds. Raises
+        :class:`Invalid` for a bad ``wait``, :class:`Unavailable` when too many wait already.
         """
-        deadline = time.monotonic() + self._seconds(request)
+        began = looked = time.monotonic()
+        deadline = began + self._seconds(request)
+        seen = glance() if glance and deadline > began else None
         found = find()
         if found or time.monotonic() >= deadline:
             return found
@@ -38,6 +62,11 @@ class Waiting:
         try:
             while not found and (left := deadline - time.monotonic()) > 0:
                 time.sleep(min(INTERVAL, left))
+                now = glance() if glance else None
+                # The last look is at the deadline: what came before it is found.
+                if glance and now == seen and time.monotonic() < min(looked + AT_LEAST, deadline):
+                    continue
+                seen, looked = now, time.monotonic()
                 found = find()
             return found
         finally:

@@ -11,9 +11,9 @@ from labctl.db import reading, transaction
 from labctl.errors import Invalid, NotFound
 from labctl.http import body, paging, render
 from labctl.http.resource import Mount, Request, Resource
-from labctl.paging import Page
+from labctl.paging import Listed, Page
 from labctl.runs import documents, queries, service, wire
-from labctl.runs.queries import Listed, RunFilter
+from labctl.runs.queries import RunFilter
 from labctl.runs.states import JobState
 from labctl.settings import Settings
 

@@ -1,7 +1,7 @@
 """Reading runs and jobs: lists come as JSON text that is passed through, never as objects."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache, lru_cache
@@ -11,7 +11,6 @@ import orjson
 from sqlalchemy import (
     Column,
     Date,
-    Integer,
     Select,
     Text,
     bindparam,
@@ -20,14 +19,13 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
-    tuple_,
     union_all,
 )
 
-from labctl import times
+from labctl import paging, times
 from labctl.db import PREPARED, Reader, table
 from labctl.machines.models import Machine
-from labctl.paging import Page
+from labctl.paging import Listed, Page
 from labctl.runs import documents
 from labctl.runs.documents import LogURL
 from labctl.runs.models import Job, JobMachine, Run
@@ -97,76 +95,38 @@ def _chosen(query: Select[Any], names: tuple[str, ...], first_day: bool, last_da
     return query
 
 
-@dataclass(frozen=True)
-class Listed:
-    """A part of a list: the documents as JSON text, and the time and id of the last, from where the list goes on."""
-
-    documents: list[str]
-    last: tuple[datetime, int] | None
-
-    @classmethod
-    def of(cls, rows: Sequence[Any]) -> "Listed":
-        """Take rows of document, time, id."""
-        return cls([row[0] for row in rows], (rows[-1][1], rows[-1][2]) if rows else None)
-
-
 def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
-def _page(query: Select[Any], by: Column[Any], offset: bool, after: bool, *, newest: bool = True) -> Select[Any]:
-    """Order a query and cut it to a page, perhaps behind an offset or a cursor; :func:`_place` gives the values."""
-    identity = by.table.c.id
-    query = query.order_by(by.desc(), identity.desc()) if newest else query.order_by(by, identity)
-    if after:
-        place = tuple_(by, identity)
-        end = tuple_(bindparam("after", type_=by.type), bindparam("after_id", type_=identity.type))
-        query = query.where(place < end if newest else place > end)
-    if offset:
-        query = query.offset(bindparam("offset", type_=Integer))
-    return query.limit(bindparam("count", type_=Integer))
-
-
-def _kind(page: Page) -> tuple[bool, bool]:
-    """Tell whether a page is behind an offset, and behind a cursor."""
-    return page.offset > 0, page.after is not None
-
-
-def _place(page: Page) -> dict[str, Any]:
-    parameters: dict[str, Any] = {"count": page.count}
-    if page.after is not None:
-        parameters["after"], parameters["after_id"] = page.after
-    if page.offset:
-        parameters["offset"] = page.offset
-    return parameters
-
-
 @cache
 def _newest_runs(offset: bool, after: bool) -> Select[Any]:
-    return _page(select(_runs.c.document, _runs.c.posted, _runs.c.id), _runs.c.posted, offset, after)
+    return paging.cut(select(_runs.c.document, _runs.c.posted, _runs.c.id), _runs.c.posted, offset, after)
 
 
 def newest_runs(session: Reader, page: Page) -> Listed:
     """List runs, the last posted first."""
-    return Listed.of(session.execute(_newest_runs(*_kind(page)), _place(page)).all())
+    return Listed.of(session.execute(_newest_runs(*page.kind()), page.parameters()).all())
 
 
 def filtered_runs(session: Reader, chosen: RunFilter, page: Page) -> Listed:
     """List the chosen runs, the last scheduled first."""
-    statement = _filtered_runs(chosen.shape(), *_kind(page))
-    return Listed.of(session.execute(statement, chosen.parameters() | _place(page)).all())
+    statement = _filtered_runs(chosen.shape(), *page.kind())
+    return Listed.of(session.execute(statement, chosen.parameters() | page.parameters()).all())
 
 
 @lru_cache(maxsize=256)
 def _filtered_runs(shape: tuple[Any, ...], offset: bool, after: bool) -> Select[Any]:
     query = _chosen(select(_runs.c.document, _runs.c.scheduled, _runs.c.id), *shape)
-    return _page(query, _runs.c.scheduled, offset, after)
+    return paging.cut(query, _runs.c.scheduled, offset, after)
 
 
 def queued_runs(session: Reader, page: Page) -> Listed:
     """List the runs that have queued jobs, the first scheduled first."""
     query = select(_runs.c.document, _runs.c.scheduled, _runs.c.id).where(_runs.c.queued > 0)
-    return Listed.of(session.execute(_page(query, _runs.c.scheduled, *_kind(page), newest=False), _place(page)).all())
+    return Listed.of(
+        session.execute(paging.cut(query, _runs.c.scheduled, *page.kind(), newest=False), page.parameters()).all()
+    )
 
 
 def values_of(session: Reader, name: str, chosen: RunFilter) -> list[str]:

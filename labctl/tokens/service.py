@@ -3,7 +3,7 @@
 import hmac
 import secrets as system_secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, func, or_, select, update
@@ -40,6 +40,25 @@ class Identity:
     def may(self, tree: str) -> bool:
         """Tell whether the right to ``tree`` is among theirs."""
         return self.admin or tree in self.rights
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A user name and a password out of the configuration, with some rights; there is none if either is empty."""
+
+    name: str
+    secret: str = field(repr=False)
+    rights: frozenset[str]
+
+    def fits(self, user: str | None, secret: str) -> bool:
+        """Tell whether a credential is this one, in a time that does not depend on what is wrong."""
+        same_name = hmac.compare_digest((user or "").encode(), self.name.encode())
+        same_secret = hmac.compare_digest(secret.encode(), self.secret.encode())
+        return same_name and same_secret and bool(self.name and self.secret)
+
+    def may(self, tree: str) -> bool:
+        """Tell whether the right to ``tree`` is among its rights."""
+        return tree in self.rights
 
 
 def authenticate(session: Reader, user: str | None, secret: str) -> Identity:

@@ -28,12 +28,11 @@ def blocks() -> list[tuple[str, str]]:
     return [(language, textwrap.dedent(text).strip()) for language, text in found]
 
 
-def steps() -> Iterator[tuple[str, str | None]]:
-    """Give each block of commands with the answers that stand below it, if any do."""
-    found = [*blocks(), ("sh", "")]
-    for (language, text), (following, answers) in pairwise(found):
+def steps() -> Iterator[tuple[str, str, str]]:
+    """Give each block of commands, and the next block: its answers if that is JSON or text, or other commands."""
+    for (language, commands), (following, answers) in pairwise([*blocks(), ("sh", "")]):
         if language == "sh":
-            yield text, answers if following == "json" else None
+            yield commands, following, answers
 
 
 def values(text: str) -> list[Any]:
@@ -100,20 +99,25 @@ def shell(lab: Up) -> Iterator[Shell]:
 
 def test_there_are_commands_in_the_tour() -> None:
     assert sum(text.count("curl ") for language, text in blocks() if language == "sh") > 20
-    assert any(answers for _, answers in steps())
+    assert {"json", "text"} <= {kind for _, kind, _ in steps()}
 
 
 def test_every_command_of_the_tour_answers_what_the_readme_shows(lab: Up, shell: Shell) -> None:
-    for commands, answers in steps():
+    shell.run(f"export LABCTL_HOME={lab.home} LABCTL_PORT={lab.port}")
+    for commands, kind, answers in steps():
         if COMMAND in commands:
-            here = f"{sys.executable} -m labctl.cli.main demo --url {lab.url} --runs "
-            assert "20 runs" in shell.run(commands.replace(COMMAND, here))
+            said = shell.run(commands.replace(COMMAND, f"{sys.executable} -m labctl.cli.main demo --runs "))
+            assert re.search(r"20 runs, \d+ jobs, [1-9]\d+ builds, [1-9]\d+ repos", said), said
             continue
         assert "curl" not in commands or "$LAB" in commands
-        said = values(shell.run(commands.replace(URL, lab.url).replace(TOKEN, str(lab.home / "admin.token"))).strip())
-        assert len(said) == commands.count("curl "), (commands, said)
-        if answers is not None:
+        said = shell.run(commands.replace(URL, lab.url).replace(TOKEN, str(lab.home / "admin.token"))).strip()
+        if kind == "text":
+            assert said == answers
+            continue
+        answered = values(said)
+        assert len(answered) == commands.count("curl ") - commands.count("-o /dev/null"), (commands, said)
+        if kind == "json":
             shown = values(answers)
-            assert len(said) == len(shown), (commands, said)
-            for answer, expected in zip(said, shown, strict=True):
+            assert len(answered) == len(shown), (commands, said)
+            for answer, expected in zip(answered, shown, strict=True):
                 assert fits(answer, expected), (commands, answer, expected)

@@ -1,0 +1,167 @@
+"""The search over repos: what is asked for, and the one statement that answers it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Integer, Select, Text, any_, bindparam, exists, select, true, union_all
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from labctl import paging
+from labctl.db import PREPARED, Reader, table
+from labctl.paging import Listed, Page
+from labctl.repos.models import Repo
+from labctl.repos.queries import REPO_HISTORY, with_history
+
+_repos = table(Repo)
+
+#: What repos are chosen by, beside their distributions.
+FILTERS = ("project", "ref", "sha1", "flavor", "status")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A distribution in a version, and perhaps an architecture, that a search asks for."""
+
+    platform: str
+    arch: str | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which repos are wanted: those with the given values that are for any of the distributions, if some are named."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    wanted: Sequence[Wanted] = ()
+
+
+def _text(name: str) -> Any:
+    return bindparam(name, type_=Text)
+
+
+def _of(repos: Any, names: tuple[str, ...]) -> list[Any]:
+    return [repos.c[name] == _text(name) for name in names]
+
+
+def newest(session: Reader) -> Any:
+    """Give something that changes when a repo is posted."""
+    return session.execute(_NEWEST).first()
+
+
+_NEWEST = (
+    select(_repos.c.modified, _repos.c.id)
+    .order_by(_repos.c.modified.desc(), _repos.c.id.desc())
+    .limit(1)
+    .execution_options(**PREPARED)
+)
+
+
+def find(session: Reader, search: Search, page: Page, *, history: bool = False) -> Listed:
+    """List the repos that are wanted, the last modified first."""
+    # A repo must come once even if two of the distributions that are asked for are spellings of one.
+    platforms: dict[str, list[str] | None] = {}
+    for wanted in search.wanted:
+        archs = platforms.setdefault(wanted.platform, [])
+        if archs is not None:
+            platforms[wanted.platform] = None if wanted.arch is None else [*archs, wanted.arch]
+    parameters: dict[str, Any] = {**search.values, **page.parameters(), "reach": page.offset + page.count}
+    for number, (platform, archs) in enumerate(platforms.items()):
+        parameters |= {f"platform_{number}": platform, f"archs_{number}": archs}
+    by_arch = tuple(archs is not None for archs in platforms.values())
+    statement = _find(tuple(sorted(search.values)), by_arch, *page.kind())
+    rows = session.execute(statement, parameters).all()
+    return Listed.of(with_history(session, rows, REPO_HISTORY) if history else rows)
+
+
+@lru_cache(maxsize=256)
+def _find(names: tuple[str, ...], by_arch: tuple[bool, ...], offset: bool, after: bool) -> Select[Any]:
+    """Select along the index of each distribution by itself, and merge what comes."""
+    columns = (_repos.c.document, _repos.c.modified, _repos.c.id)
+    query = select(*columns).where(*_of(_repos, names))
+    if by_arch:
+        parts = []
+        for number, with_archs in enumerate(by_arch):
+            part = query.where(_repos.c.platform == _text(f"platform_{number}"))
+            if with_archs:
+                part = part.where(_repos.c.archs.overlap(bindparam(f"archs_{number}", type_=ARRAY(Text))))
+            if after:
+                part = part.where(paging.behind(_repos.c.modified))
+            parts.append(paging.ordered(part, _repos.c.modified).limit(bindparam("reach", type_=Integer)))
+        if len(parts) == 1 and not offset:
+            return parts[0].execution_options(**PREPARED)
+        merged = union_all(*parts).subquery("merged")
+        query, after = select(merged), False
+        return paging.cut(query, merged.c.modified, offset, after)
+    return paging.cut(query, _repos.c.modified, offset, after).execution_options(**PREPARED)
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The repos of the newest commit that has all that is wanted, and that commit; empty if there is none."""
+
+    listed: Listed
+    sha1: str | None
+
+    def __bool__(self) -> bool:
+        """Tell whether there is one."""
+        return bool(self.listed)
+
+
+def latest(session: Reader, search: Search, page: Page, *, history: bool = False) -> Latest:
+    """Find the newest commit; a commit is as new as the last modified of its repos that have the given values.
+
+    With distributions: the newest commit that has a repo for each of them, and its newest repo for each, in the order
+    asked. Without: the newest commit, and all of its repos, the last modified first.
+    """
+    names = tuple(sorted(search.values))
+    if not search.wanted:
+        parameters = {**search.values, **page.parameters()}
+        rows = [tuple(row) for row in session.execute(_newest_commit(names, *page.kind()), parameters)]
+    else:
+        parameters = dict(search.values)
+        for number, wanted in enumerate(search.wanted):
+            parameters |= {f"platform_{number}": wanted.platform, f"arch_{number}": wanted.arch}
+        by_arch = tuple(wanted.arch is not None for wanted in search.wanted)
+        found = session.execute(_complete_commit(names, by_arch), parameters).first()
+        width = len(COLUMNS)
+        rows = [] if found is None else [tuple(found[place : place + width]) for place in range(0, len(found), width)]
+    sha1 = rows[0][-1] if rows else None
+    rows = [row[:-1] for row in rows]
+    return Latest(Listed.of(with_history(session, rows, REPO_HISTORY) if history else rows), sha1)
+
+
+COLUMNS = ("document", "modified", "id", "sha1")
+
+
+@lru_cache(maxsize=64)
+def _newest_commit(names: tuple[str, ...], offset: bool, after: bool) -> Select[Any]:
+    inner = _repos.alias("newest")
+    sha1 = select(inner.c.sha1).where(*_of(inner, names))
+    sha1 = paging.ordered(sha1, inner.c.modified).limit(1)
+    query = select(*(_repos.c[column] for column in COLUMNS))
+    query = query.where(*_of(_repos, names), _repos.c.sha1 == sha1.scalar_subquery())
+    return paging.cut(query, _repos.c.modified, offset, after).execution_options(**PREPARED)
+
+
+@lru_cache(maxsize=256)
+def _complete_commit(names: tuple[str, ...], by_arch: tuple[bool, ...]) -> Select[Any]:
+    """Walk over the repos from the newest on, and stop at the first whose commit has one for each distribution."""
+    walked = _repos.alias("walked")
+    source: Any = walked
+    columns: list[Any] = []
+    possible = []
+    for number, with_arch in enumerate(by_arch):
+        repos = _repos.alias(f"repos_{number}")
+        conditions = [*_of(repos, names), repos.c.platform == _text(f"platform_{number}")]
+        if with_arch:
+            conditions.append(_text(f"arch_{number}") == any_(repos.c.archs))
+        # Without this, a distribution that nothing is built for would cost a walk over all there is.
+        possible.append(exists(select(repos.c.id).where(*conditions)))
+        one = select(*(repos.c[column] for column in COLUMNS)).where(*conditions, repos.c.sha1 == walked.c.sha1)
+        # The limit keeps the planner from joining all commits before the first is asked for.
+        one_of = paging.ordered(one, repos.c.modified).limit(1).lateral(f"one_{number}")
+        source = source.join(one_of, true())
+        columns += [one_of.c[column] for column in COLUMNS]
+    query = select(*columns).select_from(source).where(*_of(walked, names), *possible)
+    return paging.ordered(query, walked.c.modified).limit(1).execution_options(**PREPARED)

@@ -1,0 +1,151 @@
+"""``labctl demo`` against the application: what it leaves there, and whose credential it shows."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Engine
+from webtest import TestApp
+
+from labctl import app as application
+from labctl import db
+from labctl.cli.demo import demo
+from labctl.settings import Settings
+from labctl.tokens import service as tokens
+from labctl.tokens.secrets import new_secret
+
+PAIR = {"api_user": "farm", "api_key": "of the farm"}
+LEFT_OUT = "builds and repos are left out"
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def port(committed: Engine, settings: Settings) -> Iterator[int]:
+    """Serve the application, with a pair for posting builds; gives the port."""
+    app = application.make_app(Settings(database_url=settings.database_url, **PAIR))
+    with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def home(committed: Engine, tmp_path: Path) -> Path:
+    """A home directory as labctl up leaves it, with the first admin's token."""
+    secret = new_secret()
+    with db.transaction() as session:
+        tokens.create_first_admin(session, secret)
+    (tmp_path / "admin.token").write_text(f"{secret}\n")
+    return tmp_path
+
+
+@pytest.fixture
+def run(port: int) -> Callable[..., Result]:
+    def run(*arguments: str, home: Path | str = "/nowhere", **environ: str) -> Result:
+        given = {"LABCTL_PORT": str(port), "LABCTL_HOME": str(home), **environ}
+        done = CliRunner(env=given).invoke(demo, ["--runs", "2", "--until", "2026-01-08", *arguments])
+        assert done.exit_code == 0, done.output
+        return done
+
+    return run
+
+
+def listed(app: TestApp, kind: str) -> list[dict[str, Any]]:
+    """Give all builds or repos, with what statuses they had."""
+    found = []
+    for ref in app.get(f"/api/{kind}/ceph").json:
+        for sha1 in app.get(f"/api/{kind}/ceph/{ref}").json:
+            url = f"/api/{kind}/ceph/{ref}/{sha1}" if kind == "builds" else f"/api/search?ref={ref}&sha1={sha1}"
+            found += app.get(url, {"history": "1"}).json
+    return found
+
+
+def lives(things: list[dict[str, Any]]) -> set[tuple[str, ...]]:
+    return {tuple(change["status"] for change in thing["history"]) for thing in things}
+
+
+def test_it_posts_builds_and_repos_as_a_build_farm_would(
+    committed_app: TestApp, home: Path, run: Callable[..., Result]
+) -> None:
+    said = run(home=home).output
+    builds, repos = listed(committed_app, "builds"), listed(committed_app, "repos")
+
+    assert f"{len(builds)} builds, {len(repos)} repos" in said
+    assert lives(builds) <= {
+        ("queued",),
+        ("queued", "started"),
+        ("queued", "started", "completed"),
+        ("queued", "started", "failed"),
+    }
+    whole = ("requested", "queued", "building")
+    assert lives(repos) <= {whole[:1], whole[:2], whole, (*whole, "ready"), (*whole, "failed")}
+    assert {"completed", "failed"} <= {build["status"] for build in builds}
+    assert {"ready", "building"} <= {repo["status"] for repo in repos}
+    assert {"default", "crimson-debug"} == {repo["flavor"] for repo in repos}
+    assert {"x86_64", "arm64"} <= {arch for repo in repos for arch in repo["archs"]}
+
+
+def test_what_the_runs_test_was_built(committed_app: TestApp, home: Path, run: Callable[..., Result]) -> None:
+    run(home=home)
+
+    for found in committed_app.get("/runs/").json:
+        assert committed_app.get(f"/api/builds/ceph/{found['branch']}/{found['sha1']}").json
+
+
+def test_each_branch_that_is_always_built_has_a_newest_commit_to_install_from(
+    committed_app: TestApp, home: Path, run: Callable[..., Result]
+) -> None:
+    run(home=home)
+
+    versions = [
+        committed_app.get("/api/search", {"ref": ref, "sha1": "latest", "distros": "ubuntu/22.04/x86_64"}).json[0]
+        for ref in ("main", "squid", "reef")
+    ]
+    assert [repo["extra"]["version"].partition("-")[0] for repo in versions] == ["20.3.0", "19.2.3", "18.2.7"]
+
+
+def test_a_second_time_it_adds_nothing(committed_app: TestApp, home: Path, run: Callable[..., Result]) -> None:
+    first = run(home=home).output.partition(";")[0]
+    builds, repos = listed(committed_app, "builds"), listed(committed_app, "repos")
+
+    assert run(home=home).output.partition(";")[0] == first
+    assert len(listed(committed_app, "builds")) == len(builds)
+    assert len(listed(committed_app, "repos")) == len(repos)
+
+
+def test_without_a_credential_one_line_says_that_builds_and_repos_are_left_out(
+    committed_app: TestApp, run: Callable[..., Result]
+) -> None:
+    said = run().output.splitlines()
+
+    assert len(said) == 2
+    assert said[0].startswith(LEFT_OUT) and "LABCTL_TOKEN" in said[0]
+    assert len(committed_app.get("/runs/").json) == 2
+    assert committed_app.get("/api/repos/").json == {}
+
+
+def test_the_pair_of_the_settings_is_as_good_as_a_token(committed_app: TestApp, run: Callable[..., Result]) -> None:
+    environ = {f"LABCTL_{name.upper()}": value for name, value in PAIR.items()}
+
+    assert LEFT_OUT not in run(**environ).output
+    assert "ceph" in committed_app.get("/api/repos/").json
+
+
+def test_a_labctl_that_is_named_by_its_url_does_not_see_the_token_of_this_one(
+    committed_app: TestApp, home: Path, port: int, run: Callable[..., Result]
+) -> None:
+    token = (home / "admin.token").read_text().strip()
+
+    assert LEFT_OUT in run("--url", f"http://127.0.0.1:{port}", home=home).output
+    assert LEFT_OUT not in run("--url", f"http://127.0.0.1:{port}", LABCTL_TOKEN=token).output
+    assert "ceph" in committed_app.get("/api/repos/").json
