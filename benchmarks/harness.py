@@ -23,7 +23,7 @@ from webtest import TestApp
 
 from labctl import app as application
 from labctl import db, migrations, queue
-from labctl.settings import Settings
+from labctl.settings import load as load_settings
 from labctl.up import postgres
 
 HERE = Path(__file__).parent
@@ -51,11 +51,17 @@ class Result:
     errors: int
 
 
+def as_environ(settings: dict[str, str]) -> dict[str, str]:
+    """Write settings as they are given by environment."""
+    return {f"LABCTL_{name.upper()}": value for name, value in settings.items()}
+
+
 def sample(url: str, measured: list[Case], settings: dict[str, str]) -> dict[str, int]:
     """Send each request once inside this process: keep reads' answers for the yardstick, count SQL statements."""
     engine = db.configure(url, pool_size=4)
     queue.configure(engine)
-    app = TestApp(application.make_app(Settings(database_url=url, **settings)))
+    environ = {"LABCTL_DATABASE_URL": url, **as_environ(settings)}
+    app = TestApp(application.make_app(load_settings(environ)))
     counts: dict[str, int] = {}
     sent: list[str] = []
     event.listen(Engine, "before_cursor_execute", lambda *args: sent.append(args[2]))

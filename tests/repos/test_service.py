@@ -143,6 +143,20 @@ def test_a_leaf_that_is_removed_takes_its_histories_along_and_records_each_repo(
     assert sorted(removed) == ["repos/https://c/1", "repos/https://c/2"]
 
 
+def test_a_commit_goes_with_its_last_repo_unless_it_has_builds(session: Session) -> None:
+    post(session)
+    post(session, node_url="https://c/2")
+    post(session, node_url="https://c/3", sha1="bb")
+    post_build(session, sha1="bb")
+    post(session, status="deleted")
+    assert counts(session) == {("ceph", "main", "aa"): (1, 0), ("ceph", "main", "bb"): (1, 1)}
+    post(session, node_url="https://c/2", status="deleted")
+    assert counts(session) == {("ceph", "main", "bb"): (1, 1)}
+    service.remove_repos(session, replace(LEAF, sha1="bb"))
+    assert counts(session) == {("ceph", "main", "bb"): (0, 1)}
+    assert session.scalars(select(Project.name)).all() == ["ceph"]
+
+
 @pytest.mark.parametrize(
     "leaf",
     [
@@ -207,6 +221,17 @@ def test_a_build_keeps_its_number_through_its_life_and_its_history(session: Sess
     assert [tuple(row) for row in told] == [("queued", 0), ("started", 1), ("completed", 2)]
     assert counts(session) == {("ceph", "main", "aa"): (0, 1)}
     assert [event.kind for event in session.scalars(select(Event))] == ["build.posted"] * 4
+
+
+def test_a_build_that_was_completed_keeps_the_time_of_that_whatever_is_reported_afterwards(
+    session: Session, stopped_clock: Any
+) -> None:
+    post_build(session, status="completed")
+    completed = stopped_clock.time
+    stopped_clock.advance(seconds=1)
+    post_build(session, status="failed")
+    (build,) = fresh(session, Build)
+    assert (build.status, build.completed, build.modified) == ("failed", completed, stopped_clock.time)
 
 
 # After anything that may happen
