@@ -89,7 +89,7 @@ def _find(names: tuple[str, ...], by_arch: tuple[bool, ...], offset: bool, after
                 part = part.where(paging.behind(_repos.c.modified))
             parts.append(paging.ordered(part, _repos.c.modified).limit(bindparam("reach", type_=Integer)))
         if len(parts) == 1 and not offset:
-            return parts[0].execution_options(**PREPARED)
+            return _if_usual(parts[0], by_arch)
         merged = union_all(*parts).subquery("merged")
         query, after = select(merged), False
         return paging.cut(query, merged.c.modified, offset, after)
@@ -131,6 +131,13 @@ def latest(session: Reader, search: Search, page: Page, *, history: bool = False
     return Latest(Listed.of(with_history(session, rows, REPO_HISTORY) if history else rows), sha1)
 
 
+def _if_usual(query: Select[Any], by_arch: tuple[bool, ...]) -> Select[Any]:
+    """Have a statement prepared unless it asks for many distributions: there is room for so many on a connection."""
+    return query.execution_options(**PREPARED) if len(by_arch) <= USUAL else query
+
+
+#: As many distributions as clients ask for at once.
+USUAL = 4
 COLUMNS = ("document", "modified", "id", "sha1")
 
 
@@ -164,4 +171,4 @@ def _complete_commit(names: tuple[str, ...], by_arch: tuple[bool, ...]) -> Selec
         source = source.join(one_of, true())
         columns += [one_of.c[column] for column in COLUMNS]
     query = select(*columns).select_from(source).where(*_of(walked, names), *possible)
-    return paging.ordered(query, walked.c.modified).limit(1).execution_options(**PREPARED)
+    return _if_usual(paging.ordered(query, walked.c.modified).limit(1), by_arch)

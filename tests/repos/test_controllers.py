@@ -709,12 +709,17 @@ def test_a_long_leaf_goes_on_at_its_link(app: TestApp, stopped_clock: Any) -> No
         assert app.get(f"{leaf}?count=0", status=400).text.startswith("count: ")
 
 
-def test_the_link_of_the_latest_leaf_stays_at_the_commit_that_was_the_latest(app: TestApp, stopped_clock: Any) -> None:
+@SLASHES
+@pytest.mark.parametrize("ref", ["main", "latest", "a/b", "<ä>; ?"])
+@pytest.mark.parametrize("flavors", ["", "/flavors/default"])
+def test_the_link_of_the_latest_leaf_stays_at_the_commit_that_was_the_latest(
+    app: TestApp, stopped_clock: Any, ref: str, flavors: str, slash: str
+) -> None:
     for number in range(3):
-        post_repo(app, number, sha1="aa")
-    first = app.get(f"{LATEST}?count=2")
+        post_repo(app, number, ref=ref, sha1="1/2?")
+    first = ask(app, f"/api/repos/ceph/{quote(ref, safe='')}/latest/ubuntu/jammy{flavors}{slash}?count=2")
     stopped_clock.advance(seconds=1)
-    post_repo(app, "newer", sha1="bb")
+    post_repo(app, "newer", ref=ref, sha1="bb")
     assert numbers(first.json) + numbers(walk(app, next_of(first) or "")) == ["2", "1", "0"]
 
 

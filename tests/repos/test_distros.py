@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as configured
 from hypothesis import strategies as st
 
 from labctl.repos.distros import Version, resolve
@@ -102,6 +103,7 @@ def in_any_case(draw: st.DrawFn, word: str) -> str:
     return "".join(letter.upper() if up else letter for letter, up in zip(word, upper, strict=True))
 
 
+@configured(deadline=None)
 @given(st.data(), st.sampled_from(RELEASES))
 def test_every_release_is_found_by_both_its_names_in_any_letter_case(
     data: st.DataObject, release: tuple[str, str, str]
@@ -118,6 +120,7 @@ VERSIONS = st.one_of(
 )
 
 
+@configured(deadline=None)
 @given(DISTROS, VERSIONS)
 def test_any_text_has_a_version_and_what_is_told_of_it_leads_back_to_it(distro: str, version: str) -> None:
     told = resolve(distro, version)
