@@ -49,7 +49,7 @@ class RequestHook(PecanHook):
         if tree is None:
             return
         open_to_all = self.anonymous[tree]
-        reads = request.method in _READS and not state.controller.acts
+        reads = request.method in _READS and (request.method == "OPTIONS" or not state.controller.acts)
         if open_to_all == "write" or (open_to_all == "read" and reads):
             return
         if identity is None:

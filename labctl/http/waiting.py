@@ -16,6 +16,10 @@ Found = TypeVar("Found")
 INTERVAL = 0.2
 #: How often it does so although a glance has shown nothing new.
 AT_LEAST = 2.0
+#: How many of them look at the same time; the others wait for their turn.
+LOOKING = 4
+#: The part of its time that a waiting request may spend with looking.
+SHARE = 0.1
 
 
 class Glance:
@@ -44,6 +48,7 @@ class Waiting:
         """Take the limits ``max_wait`` and ``max_waiters``."""
         self.longest = settings.max_wait
         self.places = threading.BoundedSemaphore(settings.max_waiters) if settings.max_waiters else None
+        self.looking = threading.BoundedSemaphore(LOOKING)
 
     def until(self, find: Callable[[], Found], request: Request, glance: Glance | None = None) -> Found:
         """Answer what ``find`` gives as soon as it is not empty, or when the request's ``wait=SECONDS`` are over.
@@ -51,7 +56,7 @@ class Waiting:
         With a glance, ``find`` is called again when that changes, and every :data:`AT_LEAST` seconds. Raises
         :class:`Invalid` for a bad ``wait``, :class:`Unavailable` when too many wait already.
         """
-        began = looked = time.monotonic()
+        began = time.monotonic()
         deadline = began + self._seconds(request)
         seen = glance() if glance and deadline > began else None
         found = find()
@@ -60,14 +65,19 @@ class Waiting:
         if self.places is None or not self.places.acquire(blocking=False):
             raise Unavailable("too many requests are waiting; come back, or ask without wait", retry_after=2)
         try:
+            looked = time.monotonic()
+            rested = looked + (looked - began) / SHARE
             while not found and (left := deadline - time.monotonic()) > 0:
                 time.sleep(min(INTERVAL, left))
                 now = glance() if glance else None
+                at_least = looked + AT_LEAST if glance and now == seen else looked
                 # The last look is at the deadline: what came before it is found.
-                if glance and now == seen and time.monotonic() < min(looked + AT_LEAST, deadline):
+                if time.monotonic() < min(max(at_least, rested), deadline):
                     continue
-                seen, looked = now, time.monotonic()
-                found = find()
+                with self.looking:
+                    looked = time.monotonic()
+                    seen, found = now, find()
+                    rested = time.monotonic() + (time.monotonic() - looked) / SHARE
             return found
         finally:
             self.places.release()

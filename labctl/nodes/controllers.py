@@ -1,5 +1,6 @@
 """``/api/nodes``: storage nodes."""
 
+import threading
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ from labctl.settings import Settings
 
 #: For how much longer than its checks take a request keeps its claims, if it is killed and cannot let go of them.
 _MARGIN = 2.0
+#: How many nodes may be registering at once in one web process: each that is silent holds a thread.
+MOST_CHECKED = 16
 
 
 class NodesController(Resource):
@@ -24,10 +27,11 @@ class NodesController(Resource):
         self.settings = settings
         self.mount = mount
         self.children = {"next": NextController(settings)}
+        self.checking = threading.BoundedSemaphore(MOST_CHECKED)
 
     def item(self, segment: str) -> Resource | None:
         """One node."""
-        return NodeController(self.settings, segment)
+        return NodeController(self.settings, segment, self.checking)
 
     def get(self, request: Request) -> Any:
         """Give all nodes, by their hosts."""
@@ -39,10 +43,11 @@ class NodesController(Resource):
 class NodeController(Resource):
     """One storage node."""
 
-    def __init__(self, settings: Settings, segment: str) -> None:
+    def __init__(self, settings: Settings, segment: str, checking: threading.BoundedSemaphore) -> None:
         """Note the host; the node is looked for by the methods."""
         self.settings = settings
         self.segment = segment
+        self.checking = checking
 
     def get(self, request: Request) -> Any:
         """Give all that is known of the node."""
@@ -54,7 +59,12 @@ class NodeController(Resource):
         """Register the node, or ask it again whether it is well; the body may be anything (clients send ``{}``)."""
         host, began = wire.host_from_wire(self.segment), clock.now()
         settings = self.settings
-        troubles = health.check([host], settings.health_check_timeout, verify=settings.health_check_verify)
+        if not self.checking.acquire(blocking=False):
+            raise Unavailable("too many storage nodes are being checked at the moment")
+        try:
+            troubles = health.check([host], settings.health_check_timeout, verify=settings.health_check_verify)
+        finally:
+            self.checking.release()
         health.log_failed(troubles)
         with transaction(request.actor()) as session:
             service.register(session, host, troubles[host], began)

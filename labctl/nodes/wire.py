@@ -24,7 +24,8 @@ def host_from_wire(text: str) -> str:
     with suppress(ValueError):
         if (match := _HOST.fullmatch(text)) and int((match["port"] or ":1")[1:]) <= 65535:
             host = f"[{IPv6Address(match['v6'])}]" if match["v6"] else _name(match["name"])
-            return host + (match["port"] or "")
+            # The port that https has anyway makes no other node.
+            return host if match["port"] in (None, ":443") else host + match["port"]
     raise Invalid(
         "must be a host name, an IPv4 address or an IPv6 address in brackets, perhaps with a port (1 to 65535)"
         f" after a colon; a name has up to {_LONGEST} letters, digits, '-', '_' and '.', and is not"

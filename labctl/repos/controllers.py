@@ -17,6 +17,9 @@ from labctl.repos import distros, queries, search, service, wire
 from labctl.repos.queries import LATEST, Place
 from labctl.settings import Settings
 
+#: What may be redirected to; storage nodes may post other URLs, or none.
+WEB = ("https://", "http://")
+
 
 class ReposController(Resource):
     """All projects, with what there is of each."""
@@ -193,8 +196,11 @@ class RepoFileController(Resource):
 
     def get(self, request: Request) -> Any:
         """Send the client to the file; ``arch=`` chooses a repo that has it."""
-        found = ready(self.place, body.text(request, "arch"))
-        return render.redirect(f"{found.node_url.rstrip('/')}/repo")
+        arch = body.text(request, "arch")
+        url = ready(self.place, arch).node_url
+        if not url.startswith(WEB):
+            raise Exhausted(not_ready(self.place, arch))
+        return render.redirect(f"{url.rstrip('/')}/repo")
 
 
 class PackagesController(Resource):
@@ -208,12 +214,13 @@ class PackagesController(Resource):
 
     def item(self, segment: str) -> Resource | None:
         """A file or directory among the packages."""
-        return PackagesController(self.place, self.arch, (*self.path, segment))
+        # Nobody is led out of them.
+        return None if segment in (".", "..") else PackagesController(self.place, self.arch, (*self.path, segment))
 
     def get(self, request: Request) -> Any:
         """Send the client there; the architecture chooses the repo, and is no part of the path there."""
         url = ready(self.place, self.arch).url
-        if not url:
+        if not url.startswith(WEB):
             raise Exhausted(not_ready(self.place, self.arch))
         if not self.path:
             return render.redirect(url)

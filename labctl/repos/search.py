@@ -1,11 +1,11 @@
 """The search over repos: what is asked for, and the one statement that answers it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Integer, Select, Text, any_, bindparam, exists, select, true, union_all
+from sqlalchemy import Integer, Select, Text, any_, bindparam, exists, literal_column, not_, select, true, union_all
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from labctl import paging
@@ -119,13 +119,16 @@ def latest(session: Reader, search: Search, page: Page, *, history: bool = False
         parameters = {**search.values, **page.parameters()}
         rows = [tuple(row) for row in session.execute(_newest_commit(names, *page.kind()), parameters)]
     else:
-        parameters = dict(search.values)
-        for number, wanted in enumerate(search.wanted):
+        # Who asks for the same twice gets the same twice.
+        different = list(dict.fromkeys(search.wanted))
+        parameters = {**search.values, "near": NEAR}
+        for number, wanted in enumerate(different):
             parameters |= {f"platform_{number}": wanted.platform, f"arch_{number}": wanted.arch}
-        by_arch = tuple(wanted.arch is not None for wanted in search.wanted)
+        by_arch = tuple(wanted.arch is not None for wanted in different)
         found = session.execute(_complete_commit(names, by_arch), parameters).first()
         width = len(COLUMNS)
-        rows = [] if found is None else [tuple(found[place : place + width]) for place in range(0, len(found), width)]
+        places = [different.index(wanted) * width for wanted in search.wanted]
+        rows = [] if found is None else [tuple(found[place : place + width]) for place in places]
     sha1 = rows[0][-1] if rows else None
     rows = [row[:-1] for row in rows]
     return Latest(Listed.of(with_history(session, rows, REPO_HISTORY) if history else rows), sha1)
@@ -151,24 +154,68 @@ def _newest_commit(names: tuple[str, ...], offset: bool, after: bool) -> Select[
     return paging.cut(query, _repos.c.modified, offset, after).execution_options(**PREPARED)
 
 
+#: How many of the newest repos are looked at one by one; nearly always the commit is among those.
+NEAR = 1000
+
+
+def _wanted(names: tuple[str, ...], by_arch: tuple[bool, ...], number: int, repos: Any) -> list[Any]:
+    """Give the conditions that a repo has the given values and is for one of the distributions."""
+    conditions = [*_of(repos, names), repos.c.platform == _text(f"platform_{number}")]
+    return [*conditions, _text(f"arch_{number}") == any_(repos.c.archs)] if by_arch[number] else conditions
+
+
 @lru_cache(maxsize=256)
 def _complete_commit(names: tuple[str, ...], by_arch: tuple[bool, ...]) -> Select[Any]:
-    """Walk over the repos from the newest on, and stop at the first whose commit has one for each distribution."""
-    walked = _repos.alias("walked")
-    source: Any = walked
-    columns: list[Any] = []
+    """Find the newest commit that has a repo for each distribution, and its newest repo for each.
+
+    First among the newest repos, one by one. If it is not there, some distribution is not built any more, or none of
+    the commits has all of them: then among the commits that have the first one.
+    """
     possible = []
-    for number, with_arch in enumerate(by_arch):
-        repos = _repos.alias(f"repos_{number}")
-        conditions = [*_of(repos, names), repos.c.platform == _text(f"platform_{number}")]
-        if with_arch:
-            conditions.append(_text(f"arch_{number}") == any_(repos.c.archs))
+    for number in range(len(by_arch)):
+        repos = _repos.alias()
         # Without this, a distribution that nothing is built for would cost a walk over all there is.
-        possible.append(exists(select(repos.c.id).where(*conditions)))
-        one = select(*(repos.c[column] for column in COLUMNS)).where(*conditions, repos.c.sha1 == walked.c.sha1)
-        # The limit keeps the planner from joining all commits before the first is asked for.
-        one_of = paging.ordered(one, repos.c.modified).limit(1).lateral(f"one_{number}")
+        possible.append(exists(select(repos.c.id).where(*_wanted(names, by_arch, number, repos))))
+
+    def has(number: int, sha1: Any) -> Any:
+        repos = _repos.alias()
+        query = select(repos.c.id).where(*_wanted(names, by_arch, number, repos), repos.c.sha1 == sha1)
+        # With an offset the planner leaves it to be asked for one commit after the other.
+        return exists(query.offset(literal_column("0")))
+
+    numbers = range(len(by_arch))
+    near = _near(names, lambda sha1: [*possible, *(has(number, sha1) for number in numbers)]).cte("near")
+    first = _repos.alias("first")
+    others = [has(number, first.c.sha1) for number in numbers[1:]]
+    conditions = [*_wanted(names, by_arch, 0, first), *possible, not_(exists(select(near.c.sha1))), *others]
+    far = _far(first, conditions, names).subquery("far")
+    commit = union_all(select(near.c.sha1), select(far.c.sha1)).limit(1).cte("chosen")
+    source: Any = commit
+    columns: list[Any] = []
+    for number in numbers:
+        repos = _repos.alias(f"repos_{number}")
+        one: Any = select(*(repos.c[column] for column in COLUMNS)).where(*_wanted(names, by_arch, number, repos))
+        one = paging.ordered(one.where(repos.c.sha1 == commit.c.sha1), repos.c.modified)
+        one_of = one.limit(1).lateral(f"one_{number}")
         source = source.join(one_of, true())
         columns += [one_of.c[column] for column in COLUMNS]
-    query = select(*columns).select_from(source).where(*_of(walked, names), *possible)
-    return _if_usual(paging.ordered(query, walked.c.modified).limit(1), by_arch)
+    return _if_usual(select(*columns).select_from(source), by_arch)
+
+
+def _near(names: tuple[str, ...], conditions: Callable[[Any], list[Any]]) -> Select[Any]:
+    """Select the commit of the newest repo whose commit fulfils the conditions, among the :data:`NEAR` newest repos."""
+    repos = _repos.alias("walked")
+    newest = select(repos.c.sha1, repos.c.modified, repos.c.id).where(*_of(repos, names))
+    few = paging.ordered(newest, repos.c.modified).limit(bindparam("near", type_=Integer)).subquery("few")
+    return paging.ordered(select(few.c.sha1).where(*conditions(few.c.sha1)), few.c.modified).limit(1)
+
+
+def _far(repos: Any, conditions: list[Any], names: tuple[str, ...]) -> Select[Any]:
+    """Select the newest commit of the repos that fulfil the conditions."""
+    commits = select(repos.c.sha1).where(*conditions).distinct().subquery("commits")
+    last = _repos.alias("last")
+    age = select(last.c.modified, last.c.id).where(*_of(last, names), last.c.sha1 == commits.c.sha1)
+    age_of = paging.ordered(age, last.c.modified).limit(1).lateral("age")
+    source: Any = commits.join(age_of, true())
+    query = select(commits.c.sha1).select_from(source)
+    return query.order_by(age_of.c.modified.desc(), age_of.c.id.desc()).limit(1)

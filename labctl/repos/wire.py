@@ -18,6 +18,8 @@ BUILD_NEEDS = ("url", "ref", "sha1", "status")
 #: Most distributions that a search may ask for at once.
 MOST_WANTED = 50
 MAX_PROJECT = 128
+#: A list has many of them.
+MAX_EXTRA = 65_536
 _URL = re.compile(r"[!-~]*")
 
 
@@ -27,8 +29,8 @@ def _as_text(value: Any) -> Any:
 
 
 def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("must be printable")
+    if not value.isprintable() or value in (".", ".."):
+        raise ValueError("must be printable, and neither . nor ..")
     return value
 
 
@@ -51,20 +53,20 @@ def _no_latest(value: str) -> str:
     return value
 
 
-Ref = Annotated[str, BeforeValidator(_as_text), Field(min_length=1, max_length=256), AfterValidator(_printable)]
+Ref = Annotated[str, Field(min_length=1, max_length=256), BeforeValidator(_as_text), AfterValidator(_printable)]
 Sha1 = Annotated[
     str,
-    BeforeValidator(_as_text),
     Field(min_length=1, max_length=128),
+    BeforeValidator(_as_text),
     AfterValidator(_printable),
     AfterValidator(_no_latest),
 ]
-Word = Annotated[str, BeforeValidator(_as_text), Field(min_length=1, max_length=64), AfterValidator(_printable)]
+Word = Annotated[str, Field(min_length=1, max_length=64), BeforeValidator(_as_text), AfterValidator(_printable)]
 Slashless = Annotated[Word, AfterValidator(_no_slash)]
 URL = Annotated[str, Field(max_length=2000), AfterValidator(_url)]
 #: Of a build, which may be of no distribution.
 MaybeEmpty = Annotated[
-    str, BeforeValidator(_as_text), Field(max_length=64), AfterValidator(_printable), AfterValidator(_no_slash)
+    str, Field(max_length=64), BeforeValidator(_as_text), AfterValidator(_printable), AfterValidator(_no_slash)
 ]
 
 
@@ -123,16 +125,19 @@ def _missing(given: BaseModel, needed: Iterable[str]) -> list[str]:
 
 def _as_json(extra: dict[str, Any] | None) -> str | None:
     try:
-        return None if extra is None else orjson.dumps(extra).decode()
+        text = None if extra is None else orjson.dumps(extra).decode()
     except orjson.JSONEncodeError as error:
         # What was read as JSON can be written, unless it is nested too deeply.
         raise Invalid("nested too deeply", field="extra") from error
+    if text is not None and len(text) > MAX_EXTRA:
+        raise Invalid(f"must have at most {MAX_EXTRA} characters as JSON", field="extra")
+    return text
 
 
 def project_from_wire(name: str) -> str:
     """Check the name of a project; raises :class:`Invalid`."""
-    if not name.isprintable() or len(name) > MAX_PROJECT:
-        raise Invalid(f"must be printable and have at most {MAX_PROJECT} characters", field="project")
+    if not name.isprintable() or name in (".", "..") or len(name) > MAX_PROJECT:
+        raise Invalid(f"must be printable, at most {MAX_PROJECT} characters, neither . nor ..", field="project")
     return name
 
 

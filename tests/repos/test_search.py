@@ -381,7 +381,7 @@ def test_the_list_with_one_repo_for_each_distribution_has_no_link(app: TestApp, 
 
 @dataclass
 class Known:
-    """A repo as the contract sees it."""
+    """A repo as the protocol sees it."""
 
     number: str
     order: int
@@ -411,7 +411,7 @@ class Asked:
 
 
 class Reference:
-    """What the contract says, by going through all repos."""
+    """What the protocol says, by going through all repos."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Known] = {}

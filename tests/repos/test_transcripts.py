@@ -220,7 +220,7 @@ def test_repos_and_builds_as_teuthology_looks_for_them(app: TestApp, stopped_clo
         expected.insert(0, {**sent, "distro_codename": None, "project": "ceph"})
 
     query = f"status=ready&project=ceph&flavor=default&distros=centos%2F9%2Fx86_64&ref={ref}"
-    # Today's server redirects to the slash; the contract wants the answer.
+    # Today's server redirects to the slash; the protocol wants the answer.
     for url, headers in ((f"/api/search?{query}", {**PYTHON, **JSON}), (f"/api/search/?{query}", PYTHON)):
         found = app.get(url, headers=headers)
         assert found.status_int == 200
