@@ -1,6 +1,6 @@
 """Measure repos, builds and the search against the yardstick: ``python benchmarks/bench_repos.py --repos 50000``.
 
-Loads REPOS repos, ten for each commit, a hundredth as many refs, a fifth of all on the ref ``main``; see
+Loads REPOS repos, ten for each commit (and an eleventh), a hundredth as many refs, a fifth of all on the ref ``main``; see
 benchmarks/harness.py. Prints for each main read and write the requests per second, p50, p99, SQL statements, and the
 ratio to its yardstick.
 """
@@ -37,6 +37,19 @@ FROM generate_series(:first, :last) c,
     (VALUES ('default'), ('crimson-debug')) flavors (flavor)
 ORDER BY c, place, flavor
 """
+#: Half of the commits are for one more distribution, the others for another.
+LOAD_APART = """
+INSERT INTO repos (project, ref, sha1, flavor, distro, version, distro_version, distro_codename, platform, status,
+    archs, extra, modified, url, node_url)
+SELECT project, ref, sha1, flavor, distro, version, distro_version, NULL, platform, status, archs, extra,
+    modified + interval '1 second', url || 'apart/', node_url || 'apart/'
+FROM (
+    SELECT project, ref, sha1, flavor, 'centos' AS distro, v AS version, v AS distro_version, 'centos/' || v AS platform,
+        status, archs, extra, modified, url, node_url
+    FROM repos, LATERAL (SELECT CASE WHEN ascii(sha1) % 2 = 0 THEN '7' ELSE '8' END AS v) old
+    WHERE repos.platform = 'centos/9' AND flavor = 'default'
+) old
+"""
 LOAD_BUILDS = """
 INSERT INTO builds (project, ref, sha1, flavor, distro, distro_version, distro_arch, platform, url, status, extra, modified,
     started, completed)
@@ -48,7 +61,7 @@ LOAD_REST = (
     "INSERT INTO repo_statuses (repo_id, number, status, at) SELECT id, 0, status, modified FROM repos",
     "INSERT INTO build_statuses (build_id, number, status, at) SELECT id, 0, status, modified FROM builds",
     "INSERT INTO projects VALUES ('ceph')",
-    "INSERT INTO commits (project, ref, sha1, repos, builds) SELECT project, ref, sha1, 10, 5 FROM repos"
+    "INSERT INTO commits (project, ref, sha1, repos, builds) SELECT project, ref, sha1, 11, 6 FROM repos"
     " GROUP BY project, ref, sha1 ORDER BY min(id)",
 )
 
@@ -98,6 +111,7 @@ def cases(repos: int) -> list[Case]:
     found = "status=ready&project=ceph&flavor=default&distros=ubuntu/22.04/x86_64&ref=main"
     latest = "sha1=latest&status=ready&project=ceph&flavor=default&distros=ubuntu/22.04/x86_64,centos/9/x86_64&ref=main"
     rare = "sha1=latest&project=ceph&distros=ubuntu/24.04/arm64,rocky/10/arm64,debian/12&ref=main"
+    apart = "sha1=latest&project=ceph&distros=centos/7,centos/8&ref=main"
     leaf = "/api/repos/ceph/main/{}/ubuntu/jammy/"
     newest, sha1 = shas[-1], "shas[math.random(#shas)]"
     repo_file = "/api/repos/ceph/main/latest/ubuntu/jammy/repo"
@@ -123,6 +137,7 @@ def cases(repos: int) -> list[Case]:
         Case("latest over two distros", get(f"'/api/search/?{latest}'"), once(f"/api/search/?{latest}")),
         Case("the same, one client", get(f"'/api/search/?{latest}'"), once(f"/api/search/?{latest}"), clients=1),
         Case("latest over three, any status and flavor", get(f"'/api/search/?{rare}'"), once(f"/api/search/?{rare}")),
+        Case("latest over two that no commit has, one client", get(f"'/api/search/?{apart}'"), once(f"/api/search/?{apart}"), clients=1),
         Case("GET a leaf", get(f"'/api/repos/ceph/main/' .. {sha1} .. '/ubuntu/jammy/'"), once(leaf.format(newest))),
         Case("GET latest/.../repo (302)", get(f"'{repo_file}'"), once(repo_file)),
         Case("GET builds of a commit", get(f"'/api/builds/ceph/main/' .. {sha1}"), once(f"/api/builds/ceph/main/{newest}")),
@@ -138,6 +153,7 @@ def loaded(repos: int) -> Iterator[tuple[str, dict[str, object]]]:
     for first in range(1, commits + 1, 1000):
         last = min(first + 999, commits)
         yield LOAD, {"first": first, "last": last, "commits": commits, "refs": max(1, repos // 100)}
+    yield LOAD_APART, {}
     yield LOAD_BUILDS, {}
     for statement in LOAD_REST:
         yield statement, {}
