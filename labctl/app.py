@@ -9,8 +9,9 @@ from labctl.http import render
 from labctl.http.credentials import Claim, Identity
 from labctl.http.hooks import RequestHook
 from labctl.http.resource import Request, Resource, locate
-from labctl.settings import Settings
-from labctl.tokens import service as tokens
+from labctl.settings import Settings, SettingsError
+from labctl.tokens.login import Login
+from labctl.vms import config as vms
 
 
 class Application(ExplicitPecan):
@@ -44,17 +45,13 @@ class Application(ExplicitPecan):
 
 def make_app(settings: Settings) -> Application:
     """Make the application; :func:`labctl.db.configure` (or a test) has pointed the process at its database."""
-    pair = tokens.Pair(settings.api_user, settings.api_key, frozenset(("repos", "nodes")))
+    try:
+        login = Login(settings)
+    except OSError as error:
+        raise SettingsError(f"ldap_ca_file: {error}") from error
 
     def authenticate(claim: Claim) -> Identity:
-        if pair.fits(claim.user, claim.secret):
-            return pair
-        with db.reading() as connection:
-            identity = tokens.authenticate(connection, claim.user, claim.secret)
-        if identity.token_id is not None and identity.stale:
-            with db.transaction() as session:
-                tokens.touch(session, identity.token_id)
-        return identity
+        return login(claim.user, claim.secret, claim.address)
 
     return Application(
         root.tree(settings),
@@ -68,6 +65,8 @@ def make_app(settings: Settings) -> Application:
 
 def serve(settings: Settings) -> Application:
     """Point this process at its database and task queue, and make its application."""
+    if mistakes := vms.check(settings):
+        raise SettingsError("\n".join(mistakes))
     engine = db.configure(settings.require_database(), pool_size=settings.database_pool_size)
     queue.configure(engine)
     return make_app(settings)

@@ -18,6 +18,11 @@ class Invalid(LabError):
 class Unauthenticated(LabError):
     """Valid credentials are required."""
 
+    def __init__(self, message: str | None = None, *, field: str | None = None, retry_after: int | None = None) -> None:
+        """``retry_after``: for how many seconds no credential of this user is looked at."""
+        super().__init__(message, field=field)
+        self.retry_after = retry_after
+
 
 class Forbidden(LabError):
     """This is not allowed."""

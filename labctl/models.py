@@ -8,7 +8,8 @@ from labctl.queues import models as queues
 from labctl.repos import models as repos
 from labctl.runs import models as runs
 from labctl.tokens import models as tokens
+from labctl.vms import models as vms
 
 metadata = Base.metadata
 
-__all__ = ["events", "machines", "metadata", "nodes", "queues", "repos", "runs", "tokens"]
+__all__ = ["events", "machines", "metadata", "nodes", "queues", "repos", "runs", "tokens", "vms"]

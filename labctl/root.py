@@ -5,7 +5,7 @@ from typing import Any
 from labctl import __version__
 from labctl.db import reading
 from labctl.events.controllers import EventsController
-from labctl.http.dialects import PADDLES, SHAMAN
+from labctl.http.dialects import PADDLES, SHAMAN, VMPOOLER
 from labctl.http.health import HealthcheckController, HealthController
 from labctl.http.resource import Mount, Request, Resource
 from labctl.http.waiting import Waiting
@@ -16,6 +16,12 @@ from labctl.repos import queries as repos_queries
 from labctl.repos.controllers import BuildsController, ReposController, SearchController
 from labctl.runs.controllers import RunsByNameController, RunsController
 from labctl.settings import Settings
+from labctl.tokens.controllers import TokensController
+from labctl.vms import queries as vms_queries
+from labctl.vms import reports as vms
+from labctl.vms.catalog import Catalog
+from labctl.vms.controllers import OnDemandController, Tree, VMsController
+from labctl.vms.wire import V1, V2, V3, Version
 
 
 def tree(settings: Settings) -> Resource:
@@ -51,10 +57,31 @@ def tree(settings: Settings) -> Resource:
                     "search": SearchController(settings, repos, waiting),
                     "nodes": NodesController(settings, Mount("nodes", SHAMAN)),
                     "events": EventsController(settings, Mount("events"), waiting),
+                    # VMs out of warm pools, and users' tokens (vmpooler), in all versions of its protocol.
+                    **_vms(settings, V1),
+                    "v1": VersionController(Mount(None, VMPOOLER), _vms(settings, V1)),
+                    "v2": VersionController(Mount(None, VMPOOLER), _vms(settings, V2)),
+                    "v3": VersionController(Mount(None, VMPOOLER), _vms(settings, V3)),
                 },
             ),
         },
     )
+
+
+def _vms(settings: Settings, version: Version) -> dict[str, Resource]:
+    tree = Tree(settings, Mount("vms", VMPOOLER), Catalog(settings.pools, settings.vm_domain), version)
+    return {
+        "vm": VMsController(tree),
+        "ondemandvm": OnDemandController(tree),
+        "token": TokensController(settings, Mount(None, VMPOOLER), vms_queries.running_of_token),
+        "status": vms.StatusController(tree),
+        "summary": vms.SummaryController(tree),
+        "poolstat": vms.PoolstatController(tree),
+        "totalrunning": vms.TotalRunningController(tree),
+        "config": vms.ConfigController(tree),
+        "full_config": vms.FullConfigController(tree),
+        "poolreset": vms.PoolResetController(tree),
+    }
 
 
 class IndexController(Resource):
@@ -78,3 +105,11 @@ class APIController(IndexController):
         with reading() as session:
             projects = repos_queries.projects(session)
         return {"repos": projects, "trees": sorted(self.children), "version": __version__}
+
+
+class VersionController(IndexController):
+    """``/api/v1`` and the like: one version of a protocol."""
+
+    def get(self, request: Request) -> Any:
+        """List the trees."""
+        return {"ok": True, "trees": sorted(self.children)}

@@ -1,6 +1,7 @@
 """Every setting: its name, type, default and one line of help; read from the environment and a config file."""
 
 import os
+import re
 import runpy
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -12,6 +13,8 @@ import orjson
 from pydantic import Field as Limit
 from pydantic import TypeAdapter, ValidationError
 
+from labctl.pools import Pool
+
 Access = Literal["write", "read", "none"]
 #: What a request without a credential may do, tree by tree: the protocols' clients of runs, machines and queue
 #: have no way to log in, so these are open by default; everything else is read at the most.
@@ -21,17 +24,21 @@ ANONYMOUS: dict[str, Access] = {
     "queue": "write",
     "repos": "read",
     "nodes": "read",
+    "vms": "write",
     "events": "none",
 }
+#: What labctl up makes VMs of before somebody says otherwise: nothing real.
+POOLS = [Pool(name="debian-12-x86_64", alias=["debian"], size=3), Pool(name="centos-9-x86_64", size=2)]
+PROVIDERS: dict[str, dict[str, Any]] = {"fake": {"plugin": "fake"}}
 
 
 class SettingsError(Exception):
     """The configuration is not valid; the message has one line per mistake."""
 
 
-def _setting(default: Any, help: str) -> Any:
-    factory = {"default_factory": default.copy} if isinstance(default, dict) else {"default": default}
-    return field(**factory, metadata={"help": help})
+def _setting(default: Any, help: str, *, secret: bool = False) -> Any:
+    factory = {"default_factory": default.copy} if isinstance(default, dict | list) else {"default": default}
+    return field(**factory, repr=not secret, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,33 @@ class Settings:
         "", "Name that may post repos, builds and storage nodes with api_key by HTTP Basic, beside labctl's own users."
     )
     api_key: str = _setting("", "The password of api_user; empty: there is no such pair.")
+
+    ldap_urls: list[str] = _setting(
+        [], "LDAP servers that know the passwords of users, ldap:// or ldaps://, asked in this order; empty: none."
+    )
+    ldap_start_tls: bool = _setting(
+        True, "Whether ldap:// turns to TLS before anything is sent; without, passwords are sent as they are."
+    )
+    ldap_ca_file: str = _setting(
+        "", "CA certificates that the LDAP servers' are verified against; empty: those this machine trusts."
+    )
+    ldap_timeout: Annotated[int, Limit(ge=1, le=60)] = _setting(
+        5, "Longest time an LDAP server may take for a login, in seconds."
+    )
+    ldap_base: str = _setting("", "DN below which users are searched for; needed unless ldap_user_dn is set.")
+    ldap_attribute: str = _setting(
+        "uid", "The attribute that holds a user's name (sAMAccountName in Active Directory)."
+    )
+    ldap_filter: str = _setting(
+        "", "What else must hold of a user: an LDAP filter such as (memberOf=cn=lab,ou=groups,dc=example,dc=org)."
+    )
+    ldap_bind_dn: str = _setting("", "DN of the account that searches for users; empty: the search is anonymous.")
+    ldap_bind_password: str = _setting("", "The password of ldap_bind_dn.", secret=True)
+    ldap_user_dn: str = _setting(
+        "", "DN of every user, with {user} for the name; then nothing is searched for, and only the user logs in."
+    )
+    ldap_rights: list[str] = _setting([], "Trees that every user whose password is in LDAP has the right to.")
+    ldap_admins: list[str] = _setting([], "Names of the users whose passwords are in LDAP and who are admins.")
     max_body: Annotated[int, Limit(ge=1024)] = _setting(2 * 1024 * 1024, "Largest request body that is read, in bytes.")
     max_count: Annotated[int, Limit(ge=1)] = _setting(10_000, "Largest page of a list that can be asked for.")
     max_wait: Annotated[float, Limit(ge=0)] = _setting(
@@ -93,6 +127,41 @@ class Settings:
     health_check_verify: bool = _setting(
         True, "Whether the TLS certificates of storage nodes are verified, against the CAs this machine trusts."
     )
+
+    pools: list[Pool] = _setting(POOLS, "The pools of VMs, each with the fields of labctl.pools.Pool.")
+    providers: dict[str, dict[str, Any]] = _setting(
+        PROVIDERS, "What makes VMs, by name: plugin says which, limit how many calls at once; the rest is the plugin's."
+    )
+    vm_domain: str = _setting("", "Domain of the VMs of pools that name none.")
+    vm_prefix: Annotated[str, Limit(pattern=r"^([a-z0-9][a-z0-9-]*)?$", max_length=40)] = _setting(
+        "", "What the names of VMs begin with: small letters, digits and hyphens."
+    )
+    vm_lifetime: Annotated[int, Limit(ge=1)] = _setting(12, "Hours for which a VM is given out without a credential.")
+    vm_lifetime_auth: Annotated[int, Limit(ge=0)] = _setting(
+        0, "Hours for which a VM is given out to a user; 0: as to anybody."
+    )
+    vm_lifetime_limit: Annotated[int, Limit(ge=0)] = _setting(
+        0, "Hours that no lifetime may be set to or beyond; 0: there is no limit."
+    )
+    vm_warning: Annotated[float, Limit(ge=0)] = _setting(
+        1, "Hours before the end of a VM's lifetime at which an event warns of it; 0: no warning."
+    )
+    vm_timeout: Annotated[float, Limit(gt=0)] = _setting(
+        15, "Minutes a VM may take to become ready, unless its pool says."
+    )
+    vm_check_interval: Annotated[float, Limit(gt=0)] = _setting(
+        15, "Minutes between looks at a ready VM, whether it still is."
+    )
+    vm_data_days: Annotated[float, Limit(gt=0)] = _setting(7, "Days for which a destroyed VM is still known.")
+    vm_tags: list[str] = _setting([], "Tags that a VM may have; empty: any.")
+    vm_tag_filters: dict[str, str] = _setting(
+        {}, "Regular expressions by tag; what their groups capture of a value is joined and kept instead of it."
+    )
+    vm_most_on_demand: Annotated[int, Limit(ge=1)] = _setting(10, "VMs one on-demand request may ask for.")
+    vm_on_demand_minutes: Annotated[float, Limit(gt=0)] = _setting(
+        15, "Minutes after which an on-demand request whose VMs are not all there has failed."
+    )
+    vm_config_api: bool = _setting(False, "Whether sizes and templates of pools may be changed by the API.")
 
     def require_database(self) -> str:
         """Give the URL of the database: the setting, or what a running ``labctl up`` left in ``home``."""
@@ -136,11 +205,43 @@ def load(environ: Mapping[str, str] | None = None, config: str | None = None) ->
         settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
         mistakes += [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
+    else:
+        mistakes += _ldap_mistakes(settings)
     if mistakes:
         raise SettingsError("\n".join(mistakes))
     return settings
 
 
+def _ldap_mistakes(settings: Settings) -> list[str]:
+    """Say what would keep every user whose password is in LDAP from logging in."""
+    wrong = [
+        f"ldap_urls: number {number} must be ldap://host or ldaps://host, with or without a port"
+        for number, url in enumerate(settings.ldap_urls, 1)
+        if not (found := _LDAP.fullmatch(url)) or not 0 < int(found["port"] or 389) < 65536
+    ]
+    wrong += [
+        f"ldap_rights: there is no tree {tree!r}; there are: {', '.join(sorted(ANONYMOUS))}"
+        for tree in settings.ldap_rights
+        if tree not in ANONYMOUS
+    ]
+    if settings.ldap_urls and bool(settings.ldap_base) == bool(settings.ldap_user_dn):
+        wrong.append("ldap_base: set either this or ldap_user_dn")
+    if settings.ldap_user_dn and "{user}" not in settings.ldap_user_dn:
+        wrong.append("ldap_user_dn: {user} must stand where the name belongs")
+    if settings.ldap_user_dn and (settings.ldap_filter or settings.ldap_bind_dn):
+        wrong.append("ldap_user_dn: nothing is searched for, so ldap_filter and ldap_bind_dn must be empty")
+    if settings.ldap_filter and not re.fullmatch(r"\(.+\)", settings.ldap_filter):
+        wrong.append("ldap_filter: must stand in parentheses")
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9-]*", settings.ldap_attribute):
+        wrong.append("ldap_attribute: must be the name of an attribute")
+    if settings.ldap_bind_dn and not settings.ldap_bind_password:
+        wrong.append("ldap_bind_password: an account without a password is nobody's")
+    if settings.ldap_ca_file and not Path(settings.ldap_ca_file).is_file():
+        wrong.append(f"ldap_ca_file: there is no file {settings.ldap_ca_file}")
+    return wrong
+
+
+_LDAP = re.compile(r"ldaps?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?/?")
 _MISSING = Settings.__dataclass_fields__["home"].default_factory
 
 

@@ -12,27 +12,50 @@ from labctl.events import tasks as events_tasks
 from labctl.nodes import tasks as nodes_tasks
 from labctl.queues import tasks as queues_tasks
 from labctl.runs import tasks as runs_tasks
-from labctl.settings import Settings
+from labctl.settings import Settings, SettingsError
+from labctl.vms import config as vms_config
+from labctl.vms import tasks as vms_tasks
+from labctl.vms.engine import PATIENCE as ENGINE_PATIENCE
+from labctl.vms.engine import Engine
 
 log = logging.getLogger(__name__)
 
 #: Importing a domain's tasks registers them.
-DOMAINS = (events_tasks, nodes_tasks, queues_tasks, runs_tasks)
+DOMAINS = (events_tasks, nodes_tasks, queues_tasks, runs_tasks, vms_tasks)
 #: How long running tasks may take to finish when the worker is told to stop, in seconds.
 PATIENCE = 25
 
 
 def run(settings: Settings) -> None:
-    """Run tasks until SIGTERM or SIGINT, over any number of restarts of the database."""
-    engine = db.configure(settings.require_database(), pool_size=settings.worker_concurrency + 1)
-    queue.configure(engine)
-    asyncio.run(_run(settings))
+    """Run tasks and the engine of VMs until SIGTERM or SIGINT, over any number of restarts of the database.
+
+    Raises :class:`SettingsError` for mistakes in what the settings say of pools and providers.
+    """
+    if mistakes := vms_config.check(settings):
+        raise SettingsError("\n".join(mistakes))
+    # One connection for what comes round in the queue's own tasks, one for the engine.
+    queue.configure(db.configure(settings.require_database(), pool_size=settings.worker_concurrency + 2))
+    engine = Engine(
+        vms_config.rules(settings), vms_config.providers(settings), lease=float(settings.worker_stalled_after)
+    )
+    engine.start()
+    try:
+        asyncio.run(_run(settings, engine))
+    finally:
+        engine.stop()
+        engine.join(ENGINE_PATIENCE + 2)
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, engine: Engine) -> None:
     stop = asyncio.Event()
+
+    def end() -> None:
+        # Both at once: neither waits for the other.
+        engine.stop()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, end)
     wait = 0.5
     while not stop.is_set():
         try:

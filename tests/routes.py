@@ -28,6 +28,9 @@ from labctl.runs.controllers import (
     ValuesController,
 )
 from labctl.settings import Settings
+from labctl.tokens.controllers import TokenController
+from labctl.vms.controllers import DiskController, OnDemandRequestController, SnapshotController, VMController
+from labctl.vms.reports import ChangeController, SummaryDetailController
 
 #: How a segment is written that stands for a thing, by the controller of that thing: a class before what it is made of.
 PLACEHOLDERS = {
@@ -47,6 +50,13 @@ PLACEHOLDERS = {
     CommitBuildsController: "{sha1}",
     DateToController: "{day}",
     ChosenRunsController: "{value}",
+    VMController: "{vm}",
+    DiskController: "{size}",
+    SnapshotController: "{snapshot}",
+    OnDemandRequestController: "{request}",
+    ChangeController: "{pool}",
+    SummaryDetailController: "{tag}",
+    TokenController: "{token}",
 }
 #: A segment that can be any of these things, a day too.
 SAMPLE = "2026-01-02"

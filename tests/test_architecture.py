@@ -26,13 +26,14 @@ KIT = {
     "migrations",
     "paging",
     "plugins",
+    "pools",  # settings and domains both need to know what a pool is
     "queue",
     "settings",
     "times",
 }
 #: What puts the house together; nobody below imports it.
 OUTERMOST = {"root", "app", "wsgi", "worker", "models", "gunicorn_config", "dashboard", "cli", "up"}
-DOMAINS = {"events", "machines", "nodes", "queues", "repos", "runs", "tokens"}
+DOMAINS = {"events", "machines", "nodes", "queues", "repos", "runs", "tokens", "vms"}
 
 #: The rooms of a domain and their floors: a room imports from its own floor and from those below it.
 FLOORS = {
@@ -52,7 +53,33 @@ EXTRA_ROOMS = {
     "repos.search": 3,  # so is the search, the longest of all reads
     "runs.documents": 3,  # the JSON of a job is stored, so its core knows it
     "runs.names": 3,  # reading the name of a run is a subject of its own
+    "vms.provider": 1,  # the contract of a plugin: plain values
+    "vms.names": 1,  # random names need nothing
+    "vms.catalog": 3,  # which pools a name stands for: plain values, and arithmetic
+    "vms.checkout": 3,  # giving VMs out, beside what is done to those that are given
+    "vms.on_demand": 3,  # requests for VMs that are yet to be made have a life of their own
+    "vms.overrides": 3,  # so has what is changed of pools at run time
+    "vms.figures": 4,  # the shapes of what pools do and did, beside those of VMs
+    "vms.reports": 5,  # and the controllers that tell it
+    "vms.upkeep": 3,  # what the engine does, beside what users do
+    "vms.work": 3,  # what it does to running VMs
+    "vms.listing": 3,  # what it makes of a provider's list
+    "vms.planning": 3,  # how many VMs it makes
+    "vms.standing": 3,  # which pools and providers it leaves alone
+    "vms.readiness": 3,  # asking VMs over the network; it knows no database
+    "vms.calls": 3,  # threads with deadlines; they know no database either
+    "vms.config": 5,  # an edge: what the settings mean to the engine
+    "vms.jobs": 5,  # an edge: the calls of providers
+    "vms.engine": 5,  # an edge like tasks: the loop that asks providers
+    "vms.providers": 2,
+    "vms.providers.fake": 2,
+    "vms.providers.libvirt": 2,
+    "vms.providers.libvirt_domain": 2,  # the XML of domains
+    "vms.providers.libvirt_hypervisor": 2,  # one connection
     "tokens.secrets": 3,  # hashing and random secrets need no database
+    "tokens.failures": 3,  # counting wrong passwords is a subject of its own
+    "tokens.ldap": 3,  # asking LDAP over the network; it knows no database
+    "tokens.login": 5,  # an edge like tasks: short transactions around a slow check
 }
 
 #: Who may use which domain, and what of it: downwards only.
@@ -64,6 +91,7 @@ ARROWS = {
     "queues.controllers": {"runs.queries", "runs.documents", "runs.service"},
     # An edge, from above: the jobs of a machine are part of the protocol of machines.
     "machines.controllers": {"runs.queries", "runs.documents", "runs.states"},
+    "vms.controllers": {"tokens.service"},  # who asks, and whether they are an admin
 }
 #: Every domain may record events and read them back.
 FOR_EVERY_DOMAIN = {"events.service"}
@@ -75,6 +103,8 @@ LIBRARIES = {
     "click": {"cli.*"},
     "gunicorn": set(),
     "httpx": {"nodes.health"},
+    "ldap3": {"tokens.ldap"},
+    "libvirt": {"vms.providers.libvirt_hypervisor"},
     "orjson": {
         "http.*",
         "db",
@@ -87,19 +117,48 @@ LIBRARIES = {
         "runs.controllers",
         "runs.documents",
         "runs.queries",
+        "vms.providers.fake",
     },
     "pecan": {"http.*", "root", "app", "*.controllers", "dashboard.*"},
     "procrastinate": {"queue", "worker"},
     "psycopg2": {"up.*"},
     # The input models of wire, body.parse that applies them, the types of settings.
-    "pydantic": {"*.wire", "http.body", "settings"},
+    "pydantic": {
+        "*.wire",
+        "http.body",
+        "pools",
+        "settings",
+        "vms.config",
+        "vms.providers.fake",
+        "vms.providers.libvirt",
+        "vms.providers.libvirt_domain",
+    },
     "pydantic_core": {"*.wire"},
     # lease gives columns and conditions to the tables of domains, paging the end of statements that list.
-    "sqlalchemy": {"db", "queue", "lease", "paging", "*.models", "*.service", "*.queries", "repos.search"},
+    "sqlalchemy": {
+        "db",
+        "queue",
+        "lease",
+        "paging",
+        "*.models",
+        "*.service",
+        "*.queries",
+        "repos.search",
+        "tokens.failures",
+        "vms.checkout",
+        "vms.on_demand",
+        "vms.overrides",
+        "vms.upkeep",
+        "vms.work",
+        "vms.listing",
+        "vms.planning",
+        "vms.standing",
+        "vms.jobs",  # the type of a session
+    },
     "tabulate": {"cli.*"},
     "webob": {"http.*", "root", "app", "*.controllers", "dashboard.*"},
     # From the standard library: whoever starts processes looks after them.
-    "subprocess": {"up.*"},
+    "subprocess": {"up.*", "vms.readiness"},  # ssh, which ends with its own deadline
 }
 
 #: The names of products whose protocols labctl speaks.

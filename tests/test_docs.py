@@ -1,23 +1,31 @@
 """The documentation is complete and true: settings, routes, rights and plugin groups, parsed out of it and compared."""
 
 import ast
+import json
 import re
 from importlib.metadata import distribution
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 from webtest import TestApp
 
 from labctl import app as application
 from labctl import settings as configuration
+from labctl.pools import Check, Pool
 from labctl.runs import queries
-from labctl.settings import ANONYMOUS, Settings
+from labctl.settings import ANONYMOUS, Access, Settings
 from labctl.tokens import service as tokens
+from labctl.vms.config import Handling
+from labctl.vms.providers import fake
+from labctl.vms.states import VMState
 
 from .routes import routes
+from .vms.factories import make_vm
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -31,7 +39,10 @@ def words(text: str) -> str:
 
 
 def table(page: str, *heading: str) -> list[list[str]]:
-    """Parse the simple table of a page that has this heading: its rows, cell by cell, without marks of literals."""
+    """Parse the simple table of a page that has this heading: its rows, cell by cell, without marks of literals.
+
+    A row whose first cell is empty goes on with the one above.
+    """
     lines = (DOCS / page).read_text().splitlines()
     for number, line in enumerate(lines):
         borders = [match.span() for match in re.finditer("=+", line)] if set(line.strip()) == {"=", " "} else []
@@ -39,7 +50,13 @@ def table(page: str, *heading: str) -> list[list[str]]:
             continue
         assert lines[number + 2] == line, f"{page}: the heading {heading} is not underlined"
         end = lines.index(line, number + 3)
-        return [_cells(row, borders) for row in lines[number + 3 : end]]
+        rows: list[list[str]] = []
+        for cells in (_cells(row, borders) for row in lines[number + 3 : end]):
+            if cells[0] or not rows:
+                rows.append(cells)
+            else:
+                rows[-1] = [" ".join(filter(None, both)) for both in zip(rows[-1], cells, strict=True)]
+        return rows
     raise AssertionError(f"{page} has no table with the heading {heading}")
 
 
@@ -62,8 +79,26 @@ def documented() -> dict[str, dict[str, str]]:
     return found
 
 
+#: Types that have words of their own.
+WORDS: dict[Any, str] = {
+    dict[str, Access]: "from a tree to ``write``, ``read`` or ``none``",
+    list[Pool]: "list of objects, see `Pools of VMs`_",
+    dict[str, dict[str, Any]]: "from a name to an object, see `Providers of VMs`_",
+    dict[str, str]: "from text to text",
+    dict[str, Any]: "object",
+    list[str]: "list of text",
+    Check: "object",
+}
+
+
 def described(hint: Any) -> str:
-    """Say in words what values a setting may have."""
+    """Say in words what values a setting, or a field of one, may have."""
+    if None is not (known := WORDS.get(without_limits(hint))):
+        return known
+    if get_origin(hint) is tuple:
+        return ", ".join(described(each) for each in get_args(hint))
+    if NoneType in get_args(hint):
+        (hint,) = set(get_args(hint)) - {NoneType}
     least = most = above = None
     if get_origin(hint) is Annotated:
         hint, *limits = get_args(hint)
@@ -73,15 +108,26 @@ def described(hint: Any) -> str:
             above = getattr(limit, "gt", above)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(f'``{value}``' for value in get_args(hint))}"
-    if get_origin(hint) is dict:
-        *most_values, last = (f"``{value}``" for value in get_args(get_args(hint)[1]))
-        return f"from a tree to {', '.join(most_values)} or {last}"
     name = {str: "text", bool: "``True`` or ``False``", int: "whole number", float: "number"}[hint]
     if above is not None:
         return f"{name}, more than {above}" + (f", {most} at most" if most is not None else "")
     if most is not None:
         return f"{name}, {least} to {most}"
     return name if least is None else f"{name}, {least} or more"
+
+
+def without_limits(hint: Any) -> Any:
+    """Give the type of which a list or an object is, whatever the limits of its parts."""
+    if get_origin(hint) is Annotated and get_origin(get_args(hint)[0]) is list:
+        return without_limits(get_args(hint)[0])
+    if get_origin(hint) is list and get_origin(get_args(hint)[0]) is Annotated:
+        return list[get_args(get_args(hint)[0])[0]]  # type: ignore[misc]
+    return hint if get_origin(hint) in (None, list, dict) else None
+
+
+def as_set(name: str, value: Any) -> Any:
+    """Give what a setting is that has been given so; what is no object stays as it is."""
+    return [Pool(**pool) for pool in value] if name == "pools" else value
 
 
 def test_docs_settings_lists_every_setting_in_order() -> None:
@@ -95,7 +141,7 @@ def test_docs_settings_tells_help_type_default_and_environment(name: str) -> Non
 
     assert found["help"] == setting.metadata["help"]
     assert found["type"] == described(get_type_hints(Settings, include_extras=True)[name])
-    assert ast.literal_eval(found["default"].strip("`")) == getattr(Settings(), name)
+    assert as_set(name, ast.literal_eval(found["default"].strip("`"))) == getattr(Settings(), name)
     assert found["environment"] == f"``LABCTL_{name.upper()}``"
 
 
@@ -110,7 +156,7 @@ def uncommented(text: str) -> str:
 def in_config() -> dict[str, tuple[str, Any]]:
     """Read config.py.in: for each commented-out setting its help and its value."""
     return {
-        name: (words(uncommented(help)), ast.literal_eval(uncommented(value)))
+        name: (words(uncommented(help)), as_set(name, ast.literal_eval(uncommented(value))))
         for help, name, value in COMMENTED_OUT.findall(CONFIG.read_text())
     }
 
@@ -131,12 +177,53 @@ def test_config_py_in_as_it_is_and_uncommented_loads_to_the_defaults(tmp_path: P
     assert configuration.load({}, str(copy)) == Settings()
 
 
+#: The objects that settings are made of: the page and the heading of their table, and the dataclass.
+OBJECTS: dict[str, tuple[str, str, Any]] = {
+    "pool": ("settings.rst", "field of a pool", Pool),
+    "check": ("settings.rst", "field of a check", Check),
+    "provider": ("settings.rst", "field of a provider", Handling),
+    "fake": ("plugins.rst", "option", fake.Options),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_the_docs_list_every_field_of_an_object_with_its_type_and_default(kind: str) -> None:
+    page, heading, cls = OBJECTS[kind]
+    hints = get_type_hints(cls, include_extras=True)
+
+    rows = table(page, heading, "type", "default", "what it is")
+    assert [row[0] for row in rows] == list(hints)
+    for name, type_, default, what in rows:
+        field = cls.__pydantic_fields__[name]
+        assert type_ == described(hints[name]).replace("``", ""), name
+        assert what, name
+        if field.is_required():
+            assert default == "\u2013", name
+        else:
+            given = TypeAdapter(hints[name]).validate_python(ast.literal_eval(default))
+            assert given == field.get_default(call_default_factory=True), name
+
+
 # Routes
+
+#: Where the same routes are as directly below /api, for each version of a protocol.
+VERSIONS = ("/api/v1", "/api/v2", "/api/v3")
+
+
+def test_the_versions_of_a_protocol_have_the_same_routes(settings: Settings) -> None:
+    found = {(route.path, route.methods, route.tree, route.dialect) for route in routes(settings)}
+    below = [{(path[7:], *rest) for path, *rest in found if path.startswith(f"{each}/")} for each in VERSIONS]
+
+    assert below[0]
+    assert all(each == below[0] for each in below)
+    assert {(f"/api{path}", *rest) for path, *rest in below[0]} <= found
 
 
 def test_docs_protocols_lists_every_route_with_its_methods_tree_and_dialect(settings: Settings) -> None:
     expected = [
-        [route.path, ", ".join(route.methods), route.tree or "\u2013", route.dialect] for route in routes(settings)
+        [route.path, ", ".join(route.methods), route.tree or "\u2013", route.dialect]
+        for route in routes(settings)
+        if not route.path.startswith(tuple(f"{version}/" for version in VERSIONS))
     ]
     rows = table("protocols.rst", "path", "methods", "tree", "dialect")
 
@@ -167,6 +254,7 @@ READS = {
     "queue": "/queue/",
     "repos": "/api/repos/",
     "nodes": "/api/nodes/",
+    "vms": "/api/vm/",
     "events": "/api/events",
 }
 REPO = {
@@ -184,6 +272,8 @@ WRITES = {
     "repos": ("/api/repos/access/", REPO),
     # The node is asked at once how it is: nothing listens there.
     "nodes": ("/api/nodes/127.0.0.1:1/", {}),
+    # None at all can be had while there are none.
+    "vms": ("/api/vm/", {"debian": 0}),
     "events": ("/api/events", {}),
 }
 
@@ -271,6 +361,55 @@ def test_the_table_of_the_setting_is_true(session: Session, access: Any, asks: s
 def test_a_wrong_credential_is_refused_even_where_everybody_may(app: TestApp) -> None:
     assert "refused" in (DOCS / "access.rst").read_text()
     assert app.get("/runs/", headers={"X-AUTH-TOKEN": "a" * 32}, expect_errors=True).status_int == 401
+
+
+#: What is done, by its words in the table: the method, the path below /api, the body, and whose VM it is.
+TO_VMS: dict[str, tuple[str, str, Any, str]] = {
+    "take a ready VM": ("POST", "vm/debian", {}, "nobody's"),
+    "tag one that is nobody's": ("PUT", "vm/VM", {"tags": {"a": "b"}}, "nobody's"),
+    "give back one that is nobody's": ("DELETE", "vm/VM", None, "nobody's"),
+    "extend one that is nobody's": ("PUT", "vm/VM", {"lifetime": 13}, "nobody's"),
+    "add a disk to one that is nobody's": ("POST", "vm/VM/disk/8", {}, "nobody's"),
+    "tag one that is somebody's": ("PUT", "vm/VM", {"tags": {"a": "b"}}, "somebody's"),
+    "give back one that is somebody's": ("DELETE", "vm/VM", None, "somebody's"),
+    "extend one that is somebody's": ("PUT", "vm/VM", {"lifetime": 13}, "somebody's"),
+    "add a disk to one of somebody": ("POST", "vm/VM/disk/8", {}, "somebody's"),
+    "ask for VMs to be made": ("POST", "ondemandvm/debian", {}, "nobody's"),
+    "take such a request back": ("DELETE", "ondemandvm/theirs", None, "somebody's"),
+    "change pools": ("POST", "config/poolsize", {"centos-9-x86_64": 5}, "nobody's"),
+}
+TO_VMS_WHO = ("anonymous", "its user", "another user", "admin")
+
+
+def test_docs_access_tells_who_may_do_what_to_whose_vm() -> None:
+    assert [row[0] for row in table("access.rst", "what", *TO_VMS_WHO)] == list(TO_VMS)
+
+
+@pytest.mark.parametrize("what", TO_VMS)
+@pytest.mark.parametrize("who", TO_VMS_WHO)
+def test_the_table_of_vms_is_true(session: Session, settings: Settings, what: str, who: str) -> None:
+    app = TestApp(application.make_app(Settings(database_url=settings.database_url, vm_config_api=True)))
+    secrets = {}
+    for user in TO_VMS_WHO[1:]:
+        tokens.add_user(session, user, admin=user == "admin", rights=[])
+        secrets[user] = {"X-AUTH-TOKEN": tokens.create_token(session, user)}
+    method, path, body, whose = TO_VMS[what]
+    make_vm(session, pool="debian-12-x86_64")
+    vm = make_vm(session, state=VMState.RUNNING, owner="its user" if whose == "somebody's" else None)
+    app.post_json("/api/ondemandvm", {"debian": 1, "request_id": "theirs"}, headers=secrets["its user"])
+
+    answer = app.request(
+        f"/api/{path.replace('VM', vm.name)}",
+        method=method,
+        body=b"" if body is None else json.dumps(body).encode(),
+        headers=secrets.get(who, {}),
+        expect_errors=True,
+    )
+    rows = {row[0]: dict(zip(TO_VMS_WHO, row[1:], strict=True)) for row in table("access.rst", "what", *TO_VMS_WHO)}
+    if (said := rows[what][who]) == "\u2013":
+        assert (whose, who) == ("nobody's", "its user")
+    else:
+        assert ("yes" if answer.status_int < 300 else str(answer.status_int)) == said, answer.text
 
 
 # Plugins

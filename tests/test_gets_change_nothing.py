@@ -3,13 +3,20 @@
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 from webtest import TestApp
 
 from labctl import app as application
+from labctl import clock
 from labctl.runs import queries
 from labctl.settings import ANONYMOUS, Settings
+from labctl.tokens import service as tokens
+from labctl.tokens.models import Token, User
+from labctl.tokens.secrets import digest
+from labctl.vms.models import VMRequest
+from labctl.vms.states import VMState
+from tests.vms.factories import make_vm
 
 from .routes import Route, routes
 
@@ -18,6 +25,11 @@ THINGS = {"{run}": RUN, "{job_id}": "1500", "{machine}": "smithi001", "{day}": "
 #: A repo, in words that no other thing here has.
 REPO = {"project": "zlib", "ref": "jewel", "sha1": "45107e21", "distro": "ubuntu", "version": "jammy", "arch": "x86_64"}
 THINGS |= {f"{{{name}}}": thing for name, thing in REPO.items()} | {"{flavor}": "default"}
+TOKEN = "gets32characterslikeanyothertoken"[:32]
+#: What there is of VMs: a token is of no use to list tokens, a password is.
+VMS = {"{vm}": "vm001", "{request}": "request-1", "{token}": TOKEN, "{tag}": "user"}
+THINGS |= VMS
+PASSWORD = {"Authorization": "Basic cmVhZGVyOnNlY3JldA=="}
 #: What a column is asked for, and what it holds here.
 COLUMNS = {
     "branch": "main",
@@ -77,8 +89,28 @@ def app(session: Session) -> TestApp:
     repo |= {"url": "https://c.example/r/", "chacra_url": "https://c.example/repos/", "archs": ["x86_64"]}
     app.post_json(f"/api/repos/{REPO['project']}", repo)
     app.post_json(f"/api/builds/{REPO['project']}", repo)
+    add_vms(session)
     session.execute(text("SET TRANSACTION READ ONLY"))
     return app
+
+
+def add_vms(session: Session) -> None:
+    """Add a VM that somebody has taken with a token, and a request for another one."""
+    now = clock.now()
+    tokens.add_user(session, "reader", password="secret")
+    owner = session.scalars(select(User).where(User.name == "reader")).one()
+    token = Token(public_id="0" * 16, secret_hash=digest(TOKEN), user_id=owner.id, created=now, last_used=now)
+    session.add(token)
+    session.flush()
+    make_vm(session, name="vm001", state=VMState.RUNNING, token_id=token.id, owner="reader")
+    wanted = {"debian": [{"pool": "debian-12-x86_64", "count": 1}]}
+    session.add(VMRequest(id="request-1", wanted=wanted, created=now, deadline=now))
+    session.flush()
+
+
+def headers(url: str) -> dict[str, str]:
+    """Give what a URL asks for."""
+    return PASSWORD if "/token" in url else {}
 
 
 def test_there_is_a_value_for_every_column() -> None:
@@ -99,22 +131,27 @@ def test_writes_are_refused_here(app: TestApp) -> None:
 
 @pytest.mark.parametrize("url", URLS)
 def test_a_get_writes_nothing(app: TestApp, url: str) -> None:
-    answer = app.get(url)
+    answer = app.get(url, headers=headers(url))
 
     leads_away = url.startswith("/api/repos/") and url.endswith(("/repo", "/x86_64"))
-    assert answer.status_int in ({302} if leads_away else {200, 204})
-    assert app.head(url).status_int == answer.status_int
+    assert answer.status_int in ({302} if leads_away else {200, 202, 204})
+    assert app.head(url, headers=headers(url)).status_int == answer.status_int
 
 
-@pytest.mark.parametrize("url", [url for url in URLS if RUN in url or "smithi001" in url or "zlib" in url])
+KNOWN = (RUN, "zlib", "smithi001", "vm001", "request-1", TOKEN)
+
+
+@pytest.mark.parametrize("url", [url for url in URLS if any(thing in url for thing in KNOWN)])
 def test_a_get_of_what_is_missing_writes_nothing(app: TestApp, url: str) -> None:
-    missing = url.replace(RUN, "missing").replace("smithi001", "missing").replace("zlib", "missing")
+    missing = url
+    for thing in KNOWN:
+        missing = missing.replace(thing, "missing")
 
-    assert app.get(missing, expect_errors=True).status_int == 404
+    assert app.get(missing, headers=headers(url), expect_errors=True).status_int == 404
 
 
 @pytest.mark.parametrize("url", [url for url in URLS if "?" not in url])
 def test_a_get_with_a_query_writes_nothing(app: TestApp, url: str) -> None:
     query = "count=1&page=2&fields=name&status=running&since=2026-01-01&machine_type=smithi&up=1&name=x&after=1"
 
-    assert app.get(f"{url}?{query}", expect_errors=True).status_int < 500
+    assert app.get(f"{url}?{query}", headers=headers(url), expect_errors=True).status_int < 500

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from labctl import settings
-from labctl.settings import ANONYMOUS, Settings, SettingsError, load
+from labctl.pools import Pool
+from labctl.settings import ANONYMOUS, Access, Settings, SettingsError, load
 
 
 @pytest.fixture
@@ -41,32 +42,61 @@ def test_the_environment_beats_the_file_and_the_file_beats_the_default(file: Any
 
 
 HINTS = get_type_hints(Settings)
+LDAP = {"ldap_urls": ["ldap://ldap.example.org"], "ldap_base": "dc=example"}
+#: Values of settings that cannot have just any, with other settings that they need.
+VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ldap_urls": (LDAP["ldap_urls"], {"ldap_base": LDAP["ldap_base"]}),
+    "ldap_ca_file": (__file__, {}),
+    "ldap_attribute": ("cn", {}),
+    "vm_prefix": ("lab-", {}),
+    "ldap_filter": ("(cn=*)", {}),
+    "ldap_bind_dn": ("cn=labctl", {"ldap_bind_password": "secret"}),
+    "ldap_user_dn": ("uid={user}", {}),
+    "ldap_rights": (["runs"], {}),
+    "pools": ([{"name": "one", "alias": "a", "check": {"kind": "tcp"}}, {"name": "two"}], {}),
+    "providers": ({"lab": {"plugin": "fake", "limit": 2}}, {}),
+}
 
 
-def other(name: str) -> Any:
-    """Give a value of a setting that is not its default."""
+def other(name: str) -> tuple[Any, dict[str, Any]]:
+    """Give a value of a setting that is not its default, and what else must be set with it."""
     hint, default = HINTS[name], getattr(Settings(), name)
+    if name in VALUES:
+        return VALUES[name]
     if get_origin(hint) is Literal:
-        return next(value for value in get_args(hint) if value != default)
-    if get_origin(hint) is dict:
-        return {key: "read" if value != "read" else "none" for key, value in default.items()}
+        return next(value for value in get_args(hint) if value != default), {}
+    if hint == dict[str, Access]:
+        return {key: "read" if value != "read" else "none" for key, value in default.items()}, {}
     return {
         bool: lambda: not default,
         str: lambda: f"{default} and more",
         int: lambda: default + 1,
         float: lambda: default + 0.5,
-    }[hint]()
+        list[str]: lambda: [*default, "more"],
+        dict[str, str]: lambda: {**default, "more": "text"},
+    }[hint](), {}
+
+
+def as_loaded(value: Any) -> Any:
+    """Give what becomes of a value: pools are the only objects."""
+    return [Pool(**each) for each in value] if isinstance(value, list) and isinstance(value[0], dict) else value
+
+
+def as_text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 @pytest.mark.parametrize("name", HINTS)
 def test_every_setting_can_be_given_in_the_environment_and_in_the_file(file: Any, name: str) -> None:
-    value = other(name)
-    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    value, more = other(name)
+    given = {name: value, **more}
+    environ = {f"LABCTL_{each.upper()}": as_text(that) for each, that in given.items()}
+    lines = "".join(f"{each} = {that!r}\n" for each, that in given.items())
 
-    for loaded in (load({f"LABCTL_{name.upper()}": text}), load({}, file(f"{name} = {value!r}"))):
-        assert getattr(loaded, name) == value != getattr(Settings(), name)
+    for loaded in (load(environ), load({}, file(lines))):
+        assert getattr(loaded, name) == as_loaded(value) != getattr(Settings(), name)
         assert type(getattr(loaded, name)) is type(value)
-        assert all(getattr(loaded, each) == getattr(Settings(), each) for each in HINTS if each != name)
+        assert all(getattr(loaded, each) == getattr(Settings(), each) for each in HINTS if each not in given)
 
 
 def test_an_empty_variable_is_as_good_as_none(file: Any) -> None:
@@ -113,6 +143,13 @@ def test_the_rights_of_a_tree_that_is_not_named_stay_as_they_are(file: Any) -> N
         *(("health_check_verify", value) for value in ("maybe", "2")),
         *(("health_check_timeout", value) for value in ("0", "60.5", "nan", "inf")),
         ("health_check_retries", "0"),
+        *(("vm_lifetime", value) for value in ("0", "1.5", "x")),
+        *(("vm_tags", value) for value in ("tag", "{}", "[1]")),
+        *(("vm_tag_filters", value) for value in ("[]", '{"tag": 1}')),
+        *(("providers", value) for value in ("fake", "[]", '{"fake": "fake"}')),
+        *(("pools", value) for value in ("debian", "{}", '["debian"]', '[{"size": 1}]')),
+        *(("pools", f'[{{"name": "a", {more}}}]') for more in ('"size": -1', '"sise": 1', '"check": {"kind": "ping"}')),
+        ("pools", '[{"name": "a b"}]'),
     ],
 )
 def test_a_bad_value_is_named(name: str, text: str) -> None:
@@ -162,6 +199,15 @@ def test_the_database_is_the_setting_or_what_a_running_labctl_up_left(tmp_path: 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         Settings().port = 1  # type: ignore[misc]
+
+
+def test_a_mistake_in_a_pool_says_in_which_field_of_which_pool() -> None:
+    (mistake,) = mistakes({"LABCTL_POOLS": '[{"name": "one"}, {"name": "two", "check": {"port": 0}}]'})
+    assert mistake.startswith("pools.1.check.port: ")
+
+
+def test_the_password_for_searching_ldap_is_not_shown() -> None:
+    assert "very secret" not in repr(Settings(ldap_bind_password="very secret"))
 
 
 def test_every_setting_has_a_line_of_help() -> None:

@@ -10,9 +10,12 @@ from sqlalchemy.orm import Session
 from webtest import TestApp
 
 from labctl import app as application
-from labctl import db
+from labctl import clock, db
 from labctl.runs import documents
 from labctl.settings import ANONYMOUS, Settings
+from labctl.vms.models import VMRequest
+from labctl.vms.states import VMState
+from tests.vms.factories import make_vm
 
 RUN = "alice-2026-01-02_03:04:05-rados-main-distro-default-smithi"
 JOB = f"/runs/{RUN}/jobs/1500"
@@ -101,6 +104,17 @@ READS: dict[str, int] = {
     "/api/search?project=ceph&sha1=latest&distros=ubuntu/jammy,ubuntu/22.04/x86_64": 1,
     "/api/search?history=1&sha1=latest&distros=ubuntu/jammy": 2,
     "/api/search?project=ceph&wait=30": 2,  # the glance that is there before it has to wait
+    "/api/vm": 0,
+    "/api/vm/vm1": 1,
+    # VMs by pool and state, what is known of pools, what is wrong with providers.
+    "/api/status": 3,
+    # What happened in pools, and which tags were set.
+    "/api/summary": 2,
+    "/api/summary/boot": 1,
+    "/api/poolstat?pool=debian-12-x86_64": 2,
+    "/api/totalrunning": 1,
+    "/api/config": 2,
+    "/api/ondemandvm/request-1": 2,
 }
 
 WRITES: dict[str, tuple[Asked, int]] = {
@@ -151,6 +165,13 @@ WRITES: dict[str, tuple[Asked, int]] = {
     # The lock, for two first reports of one build make one.
     "a build": (("POST", "/api/builds/ceph/", {**REPO, "url": "https://j.example/new/"}), 2),
     "a build that is known": (("POST", "/api/builds/ceph/", REPO), 2),
+    "a checkout": (("POST", "/api/vm/debian-12-x86_64", None), 1),
+    "a checkout of several": (("POST", "/api/vm", {"debian-12-x86_64": "3", "centos-9-x86_64": "2"}), 1),
+    # Holds what may be needed of each pool, and deals it out.
+    "a checkout under names that share pools": (("POST", "/api/vm/debian+debian-12-x86_64", None), 2),
+    # Holds the VM, changes it, counts the tags.
+    "tagging a VM": (("PUT", "/api/vm/vm1", {"tags": {"a": "1", "b": "2"}}), 3),
+    "giving a VM back": (("DELETE", "/api/vm/vm1", None), 2),
 }
 
 #: Writes that need more than :data:`MOST_FOR_A_WRITE`, with the reason.
@@ -183,10 +204,21 @@ def add_lab(app: TestApp) -> None:
     app.post_json("/api/builds/ceph/", REPO)
 
 
+def add_vms(session: Session) -> None:
+    """Add VMs that are ready, one that somebody has, and a request."""
+    for pool in ("debian-12-x86_64", "centos-9-x86_64"):
+        for _ in range(5):
+            make_vm(session, pool=pool)
+    make_vm(session, name="vm1", state=VMState.RUNNING)
+    session.add(VMRequest(id="request-1", wanted={}, created=clock.now(), deadline=clock.now()))
+    session.flush()
+
+
 @pytest.fixture
 def app(session: Session) -> TestApp:
     app = TestApp(application.make_app(Settings(anonymous=dict.fromkeys(ANONYMOUS, "write"))))
     add_lab(app)
+    add_vms(session)
     return app
 
 
@@ -247,13 +279,13 @@ def test_repos_builds_and_searches_cost_less() -> None:
     assert len(writes) > 8 and max(writes.values()) == MOST_FOR_A_WRITE_OF_REPOS
 
 
-def test_the_credential_out_of_the_configuration_costs_no_statement(
+def test_the_credential_out_of_the_configuration_costs_the_look_for_wrong_ones_before_it(
     session: Session, statements: Callable[[], Any]
 ) -> None:
     app = TestApp(application.make_app(Settings(api_user="chacra", api_key="secret")))
     app.authorization = ("Basic", ("chacra", "secret"))
 
-    for send, cost in ((lambda: app.post_json("/api/repos/ceph/", REPO), 1), (lambda: app.get("/api/search"), 1)):
+    for send, cost in ((lambda: app.post_json("/api/repos/ceph/", REPO), 2), (lambda: app.get("/api/search"), 2)):
         with statements() as sent:
             send()
         assert len(sent) == cost
@@ -318,7 +350,12 @@ INSERT INTO job_machines (job, machine_id, posted)
 INSERT INTO events (seq, at, kind, subject, actor, data)
   SELECT n, now(), 'job.updated', 'runs/run-' || n % 100 || '/jobs/1', 'anonymous', '{{}}'
   FROM generate_series(1, 30000) n;
-ANALYZE runs, jobs, machines, job_machines, events, queues;
+INSERT INTO vms (name, pool, template, provider, state, requested, ready, due)
+  SELECT 'big-' || n, CASE WHEN n % 2 = 0 THEN 'debian-12-x86_64' ELSE 'pool-' || n % 100 END, 't', 'fake',
+         CASE WHEN n % 5 = 0 THEN 'running' ELSE 'ready' END, now(), now() - n * interval '1 second', now()
+  FROM generate_series(1, 20000) n;
+UPDATE vms SET checkout = now(), lifetime = 12, expires = now() WHERE state = 'running';
+ANALYZE runs, jobs, machines, job_machines, events, queues, vms;
 """
 
 #: Requests with RUN, JOB and DAY for an old run, a job of it and its day.
@@ -350,6 +387,7 @@ BIG_READS = [
     "/queue/pop_queue?queue=smithi",
     "/api/events?after=29900&limit=10",
     "/api/events?after=0&limit=10&subject=runs/run-7/jobs/1",
+    "/api/vm/big-7",
 ]
 BIG_WRITES: list[Asked] = [
     ("POST", "/runs/", {"name": "new"}),
@@ -363,10 +401,14 @@ BIG_WRITES: list[Asked] = [
     ("POST", "/queue/queued_jobs/", {"queue": "smithi"}),
     ("DELETE", "/runs/run-7/jobs/JOB/", None),
     ("DELETE", "/runs/run-7/", None),
+    ("POST", "/api/vm/debian-12-x86_64", None),
+    ("POST", "/api/vm/debian+debian-12-x86_64", None),
+    ("PUT", "/api/vm/big-5", {"tags": {"a": "b"}}),
+    ("DELETE", "/api/vm/big-5", None),
 ]
 
 
-BIG_TABLES = {"runs", "jobs", "events", "job_machines"}
+BIG_TABLES = {"runs", "jobs", "events", "job_machines", "vms"}
 #: A prepared statement is planned anew for its values a few times, and then once for all values.
 MODES = ("force_custom_plan", "force_generic_plan")
 
@@ -437,7 +479,7 @@ def lab(app: TestApp, session: Session, engine: Engine) -> Lab:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_no_main_read_reads_a_whole_table_of_runs_or_jobs(lab: Lab, mode: str) -> None:
+def test_no_main_read_reads_a_whole_table(lab: Lab, mode: str) -> None:
     wrong = []
     for path in BIG_READS:
         for statement, parameters in lab.ask("GET", path, None):
@@ -449,7 +491,7 @@ def test_no_main_read_reads_a_whole_table_of_runs_or_jobs(lab: Lab, mode: str) -
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_no_main_write_reads_a_whole_table_of_runs_or_jobs(lab: Lab, mode: str) -> None:
+def test_no_main_write_reads_a_whole_table(lab: Lab, mode: str) -> None:
     wrong = []
     for request in BIG_WRITES:
         for statement, parameters in lab.ask(*request):

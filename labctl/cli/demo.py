@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 import click
 
 from labctl.cli.farm import BRANCHES, Commit, Farm
+from labctl.cli.vms import Empty, take_vms
 from labctl.settings import Settings, load
 
 MACHINES = {"smithi": 24, "mira": 8, "gibba": 12}
@@ -59,6 +60,8 @@ class Lab:
         except OSError as error:
             raise click.ClickException(f"labctl does not answer: {error}") from error
         self.requests += 1
+        if answer.status == 503 and path.startswith("/api/vm/"):
+            raise Empty
         if answer.status != 200 and not (may_exist and b"already exists" in text):
             kind = Refused if answer.status in (401, 403) else click.ClickException
             raise kind(f"{method} {path}: {answer.status} {text.decode(errors='replace')[:300]}")
@@ -105,7 +108,7 @@ class Week:
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed makes the same lab.")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), default=None, help="The week's last day; default: today.")
 def demo(url: str | None, token: str | None, runs: int, seed: int, until: datetime | None) -> None:
-    """Fill a running labctl with a week of a test lab: machines, queues, runs and their jobs, builds and repos."""
+    """Fill a running labctl with a week of a test lab: machines, queues, runs and their jobs, builds and repos, VMs."""
     settings = load()
     lab = Lab(url or f"http://{settings.host}:{settings.port}", f"Bearer {token}" if token else None)
     last = (until.replace(tzinfo=UTC) if until else datetime.now(UTC)).replace(minute=0, second=0, microsecond=0)
@@ -121,8 +124,12 @@ def demo(url: str | None, token: str | None, runs: int, seed: int, until: dateti
             farm.run({*tested, *week.always_built()})
         except Refused as error:
             click.echo(f"builds and repos are left out: give a token with the right to repos in LABCTL_TOKEN ({error})")
+        taken, returned = take_vms(lab.send, week.chance, USERS)
     done = f"{sum(map(len, machines.values()))} machines, {runs} runs, {jobs} jobs"
-    click.echo(f"{done}, {farm.builds} builds, {farm.repos} repos; {lab.requests} requests")
+    click.echo(
+        f"{done}, {farm.builds} builds, {farm.repos} repos; {taken} VMs taken, {returned} given back; "
+        f"{lab.requests} requests"
+    )
 
 
 def own_credential(settings: Settings) -> str | None:

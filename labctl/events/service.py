@@ -3,7 +3,21 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CTE, BigInteger, ColumnElement, Text, bindparam, cast, column, delete, func, insert, select
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Text,
+    bindparam,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -71,20 +85,37 @@ def part_values(session: Session, kind: str, subject: str, **data: Any) -> dict[
     }
 
 
+def as_parts(kind: str, rows: FromClause, subject: ColumnElement[str], **data: ColumnElement[Any]) -> CTE:
+    """Give the insertion of one event for each of the ``rows`` that another part of the same statement has changed."""
+    number = _one["seq"] + func.row_number().over() - literal_column("1")
+    pairs = (part for key, value in data.items() for part in (literal_column(f"'{key}'"), value))
+    values = (number, literal_column(f"'{kind}'", Text), subject, func.jsonb_build_object(*pairs), *_same.values())
+    return insert(_events).from_select(list(_one), select(*values).select_from(rows)).cte("event")
+
+
+def parts_values(session: Session, most: int) -> dict[str, Any]:
+    """Give the parameters of :func:`as_parts` for ``most`` rows or fewer; their names begin with ``event_``."""
+    return {"event_count": _count(session, most), **_same_values(session)}
+
+
 def _same_values(session: Session) -> dict[str, Any]:
     actor: Actor = session.info.get("actor", LABCTL)
     return {"event_at": clock.now(), "event_actor": actor.name, "event_request_id": actor.request_id}
 
 
-def _count(session: Session) -> int:
-    """Count events on the session's connection, so that the numbers within one transaction differ and grow."""
+def _count(session: Session, number: int = 1) -> int:
+    """Count events on the session's connection, so that the numbers within one transaction differ and grow.
+
+    Gives the first of ``number`` numbers.
+    """
     info = session.connection().info
     if "event_count_of" not in session.info:
         session.info["event_count_of"] = True
         if info.get("event_count", 0) > PER_TRANSACTION // 2:
             info["event_count"] = 0
-    info["event_count"] = info.get("event_count", -1) + 1
-    return int(info["event_count"])
+    first = int(info.get("event_count", -1)) + 1
+    info["event_count"] = first + number - 1
+    return first
 
 
 def purge(session: Session, before: datetime, batch: int) -> int:

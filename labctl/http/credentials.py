@@ -16,6 +16,8 @@ class Claim:
 
     user: str | None
     secret: str = field(repr=False)
+    #: The client's.
+    address: str = "-"
 
 
 class Identity(Protocol):

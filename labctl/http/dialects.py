@@ -47,3 +47,5 @@ LABCTL = Dialect("labctl")
 PADDLES = Dialect("paddles", {errors.Conflict: 400})
 #: repos, builds and storage nodes: "nothing is ready yet" is a 504, which build jobs poll for; errors are plain text.
 SHAMAN = Dialect("shaman", {errors.Exhausted: 504}, plain=True)
+#: VMs and their tokens: a failure says only that it is one, and 503 that not enough VMs are ready.
+VMPOOLER = Dialect("vmpooler", body=lambda message: {"ok": False, "message": message})

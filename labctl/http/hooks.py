@@ -5,6 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from pecan.core import RoutingState
 from pecan.hooks import PecanHook
@@ -21,6 +22,8 @@ log = logging.getLogger("labctl.http")
 
 _OUR_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _READS = frozenset(("GET", "HEAD", "OPTIONS"))
+#: What a token looks like; some clients have to put it into the URL.
+_TOKEN = re.compile(r"(?<![A-Za-z0-9])[a-y][a-z0-9]{31}(?![A-Za-z0-9])")
 
 
 class RequestHook(PecanHook):
@@ -43,7 +46,7 @@ class RequestHook(PecanHook):
         """Find out who asks and whether they may."""
         request: Request = state.request
         claim = claim_of(request)
-        identity = self.authenticate(claim) if claim else None
+        identity = self.authenticate(replace(claim, address=request.address())) if claim else None
         request.environ["labctl.identity"] = identity
         tree = request.mount.tree
         if tree is None:
@@ -62,7 +65,7 @@ class RequestHook(PecanHook):
         request: Request = state.request
         dialect = request.mount.dialect
         if not isinstance(error, LabError):
-            log.error("request_failed", exc_info=error, extra={"method": request.method, "path": request.path_text()})
+            log.error("request_failed", exc_info=error, extra={"method": request.method, "path": _path(request)})
             message = f"internal error; the log has more under request id {request.request_id}"
             return _answer(500, dialect, message)
         message = error.message if error.field is None else f"{error.field}: {error.message}"
@@ -70,6 +73,8 @@ class RequestHook(PecanHook):
         match error:
             case Unauthenticated():
                 answer.headers["WWW-Authenticate"] = 'Basic realm="labctl"'
+                if error.retry_after is not None:
+                    answer.headers["Retry-After"] = str(error.retry_after)
             case MethodNotAllowed():
                 answer.headers["Allow"] = ", ".join(error.allowed)
             case Unavailable():
@@ -87,13 +92,18 @@ class RequestHook(PecanHook):
             "request_done",
             extra={
                 "method": request.method,
-                "path": request.path_text(),
+                "path": _path(request),
                 "status": state.response.status_int,
                 "ms": round((time.perf_counter() - request.environ["labctl.began"]) * 1000, 1),
                 "user": identity.name if identity else "-",
                 "address": request.address(),
             },
         )
+
+
+def _path(request: Request) -> str:
+    """Give the path for a log line, without any token."""
+    return _TOKEN.sub("***", request.path_text())
 
 
 def _answer(status: int, dialect: Dialect, message: str) -> Response:

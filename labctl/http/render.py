@@ -55,6 +55,13 @@ def redirect(url: str) -> Response:
     return answer
 
 
+def with_status(value: Any, status: int) -> Response:
+    """Make a response with another status than 200."""
+    answer = response(value)
+    answer.status_int = status
+    return answer
+
+
 def dumps(value: Any) -> bytes:
     """Write JSON; keys that are no strings become strings."""
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)

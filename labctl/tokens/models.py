@@ -1,8 +1,8 @@
-"""The tables of users and tokens."""
+"""The tables of users, tokens and wrong passwords."""
 
 from datetime import datetime
 
-from sqlalchemy import ARRAY, DateTime, ForeignKey, LargeBinary, String, Text, false, text
+from sqlalchemy import ARRAY, DateTime, ForeignKey, Index, LargeBinary, String, Text, false, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from labctl.db import Base
@@ -15,8 +15,10 @@ class User(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(128), unique=True)
-    #: argon2id with its parameters; None: this user has tokens only.
+    #: argon2id with its parameters; None: this user has tokens only, or a password in LDAP.
     password_hash: Mapped[str | None] = mapped_column(Text)
+    #: Whether LDAP knows the password; nobody else is ever asked for there.
+    ldap: Mapped[bool] = mapped_column(server_default=false())
     admin: Mapped[bool] = mapped_column(server_default=false())
     #: Names of trees.
     rights: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
@@ -45,3 +47,17 @@ class Token(Base):
     expires: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
     owner: Mapped[User] = relationship(back_populates="tokens")
+
+
+class LoginFailure(Base):
+    """Wrong passwords in a row, for one user from one address; the user need not exist."""
+
+    __tablename__ = "login_failures"
+    __table_args__ = (Index("ix_login_failures_last", "last"),)
+
+    #: In the spelling that LDAP takes for the same: see :func:`labctl.tokens.failures.same`.
+    user_name: Mapped[str] = mapped_column(String(128), primary_key=True)
+    #: An IPv4 address or an IPv6 network.
+    address: Mapped[str] = mapped_column(String(64), primary_key=True)
+    count: Mapped[int]
+    last: Mapped[datetime] = mapped_column(DateTime(timezone=True))

@@ -1,5 +1,6 @@
 """``labctl demo`` against the application: what it leaves there, and whose credential it shows."""
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ from webtest import TestApp
 from labctl import app as application
 from labctl import db
 from labctl.cli.demo import demo
+from labctl.cli.vms import Empty, take_vms
 from labctl.settings import Settings
 from labctl.tokens import service as tokens
 from labctl.tokens.secrets import new_secret
+from tests.vms.factories import make_vm
 
 PAIR = {"api_user": "farm", "api_key": "of the farm"}
 LEFT_OUT = "builds and repos are left out"
@@ -149,3 +152,62 @@ def test_a_labctl_that_is_named_by_its_url_does_not_see_the_token_of_this_one(
     assert LEFT_OUT in run("--url", f"http://127.0.0.1:{port}", home=home).output
     assert LEFT_OUT not in run("--url", f"http://127.0.0.1:{port}", LABCTL_TOKEN=token).output
     assert "ceph" in committed_app.get("/api/repos/").json
+
+
+@pytest.fixture
+def vms(committed: Engine) -> None:
+    """Ready VMs in the two pools that labctl up has."""
+    with db.transaction() as session:
+        for pool in ("debian-12-x86_64", "debian-12-x86_64", "debian-12-x86_64", "centos-9-x86_64"):
+            make_vm(session, pool=pool, domain="")
+
+
+def tags(app: TestApp) -> list[int]:
+    """Tell how often each tag was set."""
+    return [found["total"] for found in app.get("/api/summary/tag").json["tag"].values()]
+
+
+@pytest.mark.usefixtures("vms")
+def test_users_take_vms_with_tags_and_give_some_back(
+    committed_app: TestApp, home: Path, run: Callable[..., Result]
+) -> None:
+    said = run(home=home).output
+    queue = committed_app.get("/api/status?view=queue").json["queue"]
+
+    assert f"; 3 VMs taken, {queue['completed']} given back; " in said
+    assert queue["running"] + queue["completed"] == 3
+    assert queue["ready"] == 1
+    assert tags(committed_app) == [3, 3]
+
+
+@pytest.mark.usefixtures("vms")
+def test_no_more_vms_are_taken_where_somebody_has_some(
+    committed_app: TestApp, home: Path, run: Callable[..., Result]
+) -> None:
+    run(home=home)
+
+    assert "; 0 VMs taken, 0 given back; " in run(home=home).output
+
+
+def test_only_vms_that_are_not_real_are_taken() -> None:
+    sent = []
+
+    def send(method: str, path: str, body: Any = None) -> Any:
+        sent.append((method, path))
+        pool = {"ready": 5, "running": 0}
+        return {"pools": {"real": pool}, "status": {"ok": True}}
+
+    assert take_vms(send, random.Random(1), ["ana"]) == (0, 0)
+    assert sent == [("GET", "/api/status/?view=pools")]
+
+
+def test_whoever_finds_a_pool_empty_takes_what_the_others_have() -> None:
+    def send(method: str, path: str, body: Any = None) -> Any:
+        if method == "GET":
+            pool = {"ready": 1, "running": 0}
+            return {"pools": {"a": pool, "b": pool}, "status": {"fake": ["a", "b"]}}
+        if body == {"a": 1}:
+            raise Empty
+        return {"b": {"hostname": "vm"}}
+
+    assert take_vms(send, random.Random(1), ["ana"]) == (1, 0)

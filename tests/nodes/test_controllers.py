@@ -408,6 +408,11 @@ def test_a_user_needs_the_right_to_nodes(app: TestApp, session: Session, storage
 # What it costs
 
 
+def beside_authentication(sent: list[str]) -> list[str]:
+    """Leave out the look for wrong passwords."""
+    return [each for each in sent if "login_failures" not in each]
+
+
 def test_how_many_statements_a_node_costs(app: TestApp, storage: Storage, statements: Statements) -> None:
     hosts = storage.hosts(range(1, 4))
     for expected, ask in (
@@ -421,7 +426,7 @@ def test_how_many_statements_a_node_costs(app: TestApp, storage: Storage, statem
     ):
         with statements() as sent:
             ask()
-        assert len(sent) == expected, sent
+        assert len(beside_authentication(sent)) == expected, sent
 
 
 def test_each_further_round_of_claims_costs_two_statements(
@@ -430,7 +435,7 @@ def test_each_further_round_of_claims_costs_two_statements(
     add(session, *storage.hosts(range(10, 13), "failing"), *storage.hosts(range(20, 30)))
     with statements() as sent:
         next_host(app)
-    assert len(sent) == 2 * 3 + 1, sent
+    assert len(beside_authentication(sent)) == 2 * 3 + 1, sent
 
 
 @pytest.mark.parametrize("what", ["registering", "the next one"])

@@ -1,0 +1,244 @@
+"""VMs by libvirt: each is an overlay of a base volume, on the least loaded of the provider's hypervisors."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic.dataclasses import dataclass
+
+from labctl.vms.provider import Failed, Found, Misconfigured, NoCapacity, Provider, ProviderError, Wanted
+from labctl.vms.providers.libvirt_domain import Shape, Text, render
+from labctl.vms.providers.libvirt_hypervisor import PATIENCE, Hypervisor, addresses, load, runs
+
+#: As many as there are names from vdb to vdz.
+MOST_DISKS = 25
+
+
+@dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
+class Options(Shape):
+    """A provider's entry of the setting."""
+
+    #: The hypervisors; of those with equally many VMs the first is taken.
+    uris: Annotated[list[Text], Field(min_length=1)] = Field(default_factory=lambda: ["qemu:///system"])
+    #: Where base volumes are and overlays go, on each hypervisor: a pool that is a directory.
+    storage_pool: Text = "default"
+    #: Tells our VMs from those of other labctl on the same hypervisors; empty: ``labctl-`` and the provider's name.
+    mark: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$")] = ""
+    #: VMs on one hypervisor; 0: no limit.
+    most_vms: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("uris", mode="before")
+    @classmethod
+    def _one_uri(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class Uncertain(Failed):
+    """Something of the VM may be left on a hypervisor, so it must not be made on another."""
+
+
+class LibvirtProvider(Provider):
+    """One or more hypervisors with libvirt, see docs/libvirt.rst."""
+
+    capabilities: ClassVar[frozenset[str]] = frozenset({"disk", "snapshot", "revert"})
+
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        """Validate the options, the template of domains among them."""
+        mistakes = []
+        try:
+            load()
+        except Misconfigured as error:
+            mistakes.append(str(error))
+        try:
+            self._options = TypeAdapter(Options).validate_python(dict(options))
+        except ValidationError as error:
+            mistakes += _lines(error)
+        try:
+            template = options.get("domain_xml", "")
+            render(Shape(domain_xml=template if isinstance(template, str) else ""), name="name", disk="disk", kind="")
+        except Misconfigured as error:
+            mistakes.append(str(error))
+        if mistakes:
+            raise Misconfigured("\n".join(mistakes))
+        mark = self._options.mark or f"labctl-{name}"
+        uris = dict.fromkeys(self._options.uris)
+        self._hypervisors = [Hypervisor(uri, mark, self._options.storage_pool) for uri in uris]
+        self._placing = threading.Lock()
+        self._turn = threading.Condition()
+        self._busy: set[str] = set()
+
+    # Finding
+
+    def _find(self, name: str) -> tuple[Hypervisor, Any] | None:
+        """Find a VM; raises :class:`Failed` if it may be on a hypervisor that does not answer."""
+        silent = []
+        for hypervisor in self._hypervisors:
+            try:
+                if (domain := hypervisor.find(name)) is not None:
+                    return hypervisor, domain
+            except Failed as error:
+                silent.append(str(error))
+        if silent:
+            raise Failed("; ".join(silent))
+        return None
+
+    def _find_there(self, name: str) -> tuple[Hypervisor, Any]:
+        found = self._find(name)
+        if found is None:
+            raise Failed(f"there is no VM {name}")
+        return found
+
+    def look_up(self, name: str) -> Found | None:
+        """Tell how a VM does; who cannot be asked may have it."""
+        found = self._find(name)
+        if found is None:
+            return None
+        hypervisor, domain = found
+        with hypervisor.asked() as connection:
+            running = runs(domain)
+            return Found(running, addresses(domain) if running else (), connection.getHostname())
+
+    def names(self) -> Set[str]:
+        """List our domains, and the owners of volumes that have lost their domain."""
+        found: set[str] = set()
+        for hypervisor in self._hypervisors:
+            found |= hypervisor.domains().keys()
+            found |= {owner for owner, _ in hypervisor.volumes()}
+        return found
+
+    # Making
+
+    def create(self, wanted: Wanted) -> None:
+        """Complete the VM where it is, or make it on the hypervisor with the fewest, or on the next that can."""
+        shape = self._shape(wanted.options)
+        with self._alone(wanted.name):
+            if found := self._find(wanted.name):
+                hypervisor, domain = found
+                hypervisor.complete(domain, wanted)
+                return
+            errors: list[ProviderError] = []
+            left = list(self._hypervisors)
+            while left:
+                hypervisor = self._choose(left, wanted.name)
+                left.remove(hypervisor)
+                try:
+                    self._make(hypervisor, wanted, shape)
+                    return
+                except Uncertain:
+                    raise
+                except ProviderError as error:
+                    errors.append(error)
+        text = "; ".join(str(error) for error in errors)
+        raise next(kind(text) for kind in (NoCapacity, Failed, Misconfigured) if any(type(e) is kind for e in errors))
+
+    def _shape(self, options: Mapping[str, Any]) -> Shape:
+        """Lay a pool's options over the provider's."""
+        ours = asdict(self._options)
+        try:
+            return TypeAdapter(Shape).validate_python({**{f.name: ours[f.name] for f in fields(Shape)}, **options})
+        except ValidationError as error:
+            raise Misconfigured("\n".join(f"options: {line}" for line in _lines(error))) from error
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Keep other calls of this process for the same VM waiting: the engine may have given one up that goes on."""
+        with self._turn:
+            if not self._turn.wait_for(lambda: name not in self._busy, PATIENCE):
+                raise Failed(f"an earlier call for {name} is not done yet")
+            self._busy.add(name)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._busy.remove(name)
+                self._turn.notify_all()
+
+    def _choose(self, among: Sequence[Hypervisor], name: str) -> Hypervisor:
+        """Find the hypervisor with the fewest VMs, and count on one more there until it is defined."""
+        with self._placing:
+            load = {each: len(each.domains().keys() | each.expected) for each in among}
+            chosen = min(among, key=lambda each: load[each])
+            if 0 < self._options.most_vms <= load[chosen]:
+                raise NoCapacity(f"{chosen.uri}: has {load[chosen]} VMs")
+            chosen.expected.add(name)
+            return chosen
+
+    def _make(self, hypervisor: Hypervisor, wanted: Wanted, shape: Shape) -> None:
+        """Make a VM on a hypervisor; nothing is left if that fails, unless it raises :class:`Uncertain`."""
+        try:
+            domain = hypervisor.define(wanted, shape)
+        except ProviderError as error:
+            # It may be there all the same: the answer was lost, or another process was faster.
+            with _or_uncertain(error):
+                if (domain := hypervisor.find(wanted.name)) is not None:
+                    hypervisor.complete(domain, wanted)
+                    return
+            raise
+        finally:
+            with self._placing:
+                hypervisor.expected.remove(wanted.name)
+        try:
+            hypervisor.complete(domain, wanted)
+        except ProviderError as error:
+            with _or_uncertain(error):
+                self._remove(wanted.name, [(hypervisor, domain)], [hypervisor])
+            raise
+
+    # Removing
+
+    def destroy(self, name: str) -> None:
+        """Remove a VM from every hypervisor that has something of it."""
+        found, answered, silent = [], [], []
+        with self._alone(name):
+            for hypervisor in self._hypervisors:
+                try:
+                    if (domain := hypervisor.find(name)) is not None:
+                        found.append((hypervisor, domain))
+                    answered.append(hypervisor)
+                except Failed as error:
+                    silent.append(str(error))
+            self._remove(name, found, [hypervisor for hypervisor, _ in found] or answered)
+        if silent and not found:
+            raise Failed("; ".join(silent))
+
+    def _remove(self, name: str, found: Sequence[tuple[Hypervisor, Any]], everywhere: Sequence[Hypervisor]) -> None:
+        for hypervisor, domain in found:
+            hypervisor.stop(domain)
+        for hypervisor in everywhere:
+            hypervisor.remove_volumes(name)
+        for hypervisor, domain in found:
+            hypervisor.undefine(domain)
+
+    # What users do
+
+    def add_disk(self, name: str, number: int, gigabytes: int) -> None:
+        """Make and attach a volume."""
+        if not 1 <= number <= MOST_DISKS:
+            raise Misconfigured(f"a VM has at most {MOST_DISKS} added disks")
+        hypervisor, domain = self._find_there(name)
+        hypervisor.add_disk(domain, number, gigabytes)
+
+    def snapshot(self, name: str, snapshot: str) -> None:
+        """Make a snapshot, unless it is there."""
+        hypervisor, domain = self._find_there(name)
+        hypervisor.snapshot(domain, snapshot)
+
+    def revert(self, name: str, snapshot: str) -> None:
+        """Go back to a snapshot."""
+        hypervisor, domain = self._find_there(name)
+        hypervisor.revert(domain, snapshot)
+
+
+@contextmanager
+def _or_uncertain(why: ProviderError) -> Iterator[None]:
+    try:
+        yield
+    except ProviderError as error:
+        raise Uncertain(f"{why}; and then {error}") from error
+
+
+def _lines(error: ValidationError) -> list[str]:
+    return [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()]

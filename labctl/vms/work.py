@@ -1,0 +1,128 @@
+"""What is done to running VMs for their users, one thing after the other: disks, snapshots, reverting."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import and_, func, select, update
+from sqlalchemy.orm import Session, aliased
+
+from labctl import clock, lease
+from labctl.db import table
+from labctl.events.service import record
+from labctl.vms.models import VM, VMWork
+from labctl.vms.provider import Misconfigured, NoCapacity
+from labctl.vms.standing import backoff
+from labctl.vms.states import VMState, WorkKind, WorkState
+from labctl.vms.upkeep import ATTEMPTS, NO_CAPACITY_PAUSE, RETRY_FIRST, RETRY_MOST, describe, free
+
+log = logging.getLogger(__name__)
+
+_vms = table(VM)
+_work = table(VMWork)
+
+
+@dataclass(frozen=True)
+class HeldWork:
+    """A piece of work that an engine has claimed, and what it needs to know of the VM."""
+
+    holder: str
+    lease_attempt: int
+    id: int
+    vm_id: int
+    kind: WorkKind
+    argument: str
+    failures: int
+    name: str
+    provider: str
+    #: How many disks were added before, and which snapshots are finished.
+    disks: int
+    snapshots: tuple[str, ...]
+
+
+def claim(session: Session, holder: str, provider: str, number: int, seconds: float) -> Sequence[HeldWork]:
+    """Claim work that is due on running VMs of a provider; a VM's pieces are done in the order they were asked for."""
+    now = clock.now()
+    earlier = aliased(VMWork)
+    is_first = (
+        ~select(earlier.id)
+        .where(earlier.vm_id == _work.c.vm_id, earlier.state == WorkState.WAITING, earlier.id < _work.c.id)
+        .exists()
+    )
+    pick = (
+        select(_work.c.id)
+        .join_from(_work, _vms, _work.c.vm_id == _vms.c.id)
+        .where(_vms.c.provider == provider, _vms.c.state == VMState.RUNNING, is_first)
+        .where(_work.c.state == WorkState.WAITING, _work.c.due <= now, free(_work))
+        .order_by(_work.c.due, _work.c.id)
+        .limit(number)
+        .with_for_update(of=_work, skip_locked=True)
+        .cte("pick")
+    )
+    statement = (
+        update(_work)
+        .where(_work.c.id.in_(select(pick.c.id)), _vms.c.id == _work.c.vm_id)
+        .values(lease.claim(VMWork, holder, seconds))
+        .returning(
+            *(_work.c[name] for name in ("lease_attempt", "id", "vm_id", "kind", "argument", "failures")),
+            _vms.c.name,
+            _vms.c.provider,
+            func.cardinality(_vms.c.disks).label("disks"),
+            _vms.c.snapshots,
+        )
+    )
+    return [
+        HeldWork(holder=holder, **{**row._mapping, "kind": WorkKind(row.kind), "snapshots": tuple(row.snapshots)})
+        for row in session.execute(statement, {"now": now})
+    ]
+
+
+def drop(session: Session, provider: str) -> None:
+    """Give up what is to be done to VMs that do not run any more."""
+    statement = (
+        update(_work)
+        .where(_work.c.state == WorkState.WAITING, free(_work))
+        .where(_vms.c.id == _work.c.vm_id, _vms.c.provider == provider, _vms.c.state != VMState.RUNNING)
+        .values(state=WorkState.FAILED, reason="the VM does not run any more", finished=clock.now())
+    )
+    session.execute(statement, {"now": clock.now()})
+
+
+def done(session: Session, work: HeldWork) -> None:
+    """Note that a piece of work is done, and what the VM has now."""
+    if not _change(session, work, state=WorkState.DONE, finished=clock.now(), reason=None):
+        return
+    new: dict[str, Any] = {}
+    if work.kind == WorkKind.DISK:
+        new["disks"] = func.array_append(_vms.c.disks, int(work.argument))
+    elif work.kind == WorkKind.SNAPSHOT:
+        new["snapshots"] = func.array_append(_vms.c.snapshots, work.argument)
+    if new:
+        session.execute(update(_vms).where(_vms.c.id == work.vm_id).values(new))
+    record(session, f"vm.{work.kind}_done", f"vms/{work.name}", **{work.kind.value: work.argument})
+    log.info("vm_work_done", extra={"vm": work.name, "work": work.kind, "argument": work.argument})
+
+
+def not_done(session: Session, work: HeldWork, error: Exception) -> None:
+    """Note why a piece of work is not done: it is tried again later, or has failed."""
+    reason = describe(error)
+    if isinstance(error, NoCapacity):
+        due = clock.now() + timedelta(seconds=NO_CAPACITY_PAUSE)
+        _change(session, work, reason=reason, due=due)
+    elif isinstance(error, Misconfigured) or work.failures + 1 >= ATTEMPTS:
+        if _change(session, work, state=WorkState.FAILED, reason=reason, finished=clock.now()):
+            told = {work.kind.value: work.argument, "reason": reason}
+            record(session, f"vm.{work.kind}_failed", f"vms/{work.name}", **told)
+            log.warning("vm_work_failed", extra={"vm": work.name, "work": work.kind, "reason": reason})
+    else:
+        due = clock.now() + timedelta(seconds=backoff(work.failures, RETRY_FIRST, RETRY_MOST))
+        _change(session, work, failures=work.failures + 1, reason=reason, due=due)
+
+
+def _change(session: Session, work: HeldWork, **values: Any) -> bool:
+    """Change a piece of work and end the claim, if that still holds."""
+    mine = and_(_work.c.id == work.id, lease.held(VMWork, work.holder, work.lease_attempt))
+    change = update(_work).where(mine, _work.c.state == WorkState.WAITING).values(**values, **lease.FREE)
+    return session.execute(change.returning(_work.c.id)).first() is not None
