@@ -1,6 +1,7 @@
 """Logging in: short transactions, and between them the check of a password, which takes its time."""
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from labctl.db import reading, transaction
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: For how long the pair of the configuration is known from an address, in seconds, and from how many addresses.
+KNOWN, MOST_KNOWN = 10.0, 1000
+
 
 class Login:
     """What tells who somebody is, by the settings of this process."""
@@ -23,6 +27,8 @@ class Login:
         self.pair = service.Pair(settings.api_user, settings.api_key, frozenset(("repos", "nodes")))
         self.grants = service.Grants(frozenset(settings.ldap_rights), frozenset(settings.ldap_admins))
         self.directory = _directory(settings)
+        #: From which addresses the pair has come, and when last in the slow way; gone with the first wrong password.
+        self._known: dict[tuple[str, str], float] = {}
 
     def __call__(self, user: str | None, secret: str, address: str) -> service.Identity | service.Pair:
         """Find out whose credential this is: a token, whatever the user name, or a user with a password.
@@ -33,12 +39,30 @@ class Login:
             return identity
         if user is None:
             raise Unauthenticated("the token is not valid")
+        if self._is_known(user, address) and self.pair.fits(user, secret):
+            return self.pair
         # What looks like a token and is none is a forgotten program with an old one, and no use for guessing; the
         # user who sits at the same address should not have to wait for it.
         found = self._by_password(user, secret) if looks_like_token(secret) else self._slowly(user, secret, address)
         if found is None:
+            self._known.pop((user, address), None)
             raise Unauthenticated("user or password is wrong")
+        if found is self.pair:
+            self._know(user, address)
         return found
+
+    def _is_known(self, user: str, address: str) -> bool:
+        """Tell whether the pair was accepted from there just now, and nothing wrong has come from there since.
+
+        Machines post with it many times a second, and need not be looked up as often. Who guesses from there makes it
+        unknown with the first guess.
+        """
+        return time.monotonic() - self._known.get((user, address), float("-inf")) < KNOWN
+
+    def _know(self, user: str, address: str) -> None:
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[user, address] = time.monotonic()
 
     def _by_token(self, secret: str) -> service.Identity | None:
         with reading() as connection:
@@ -58,6 +82,7 @@ class Login:
                 with transaction() as session:
                     wait = 0 if failures.take_turn(session, tries) else failures.pause(tries.count + 1)
             if wait:
+                self._known.pop((user, address), None)
                 log.warning("login_slowed_down", extra={"address": address, "wait": wait})
                 raise Unauthenticated(
                     f"too many wrong passwords for this user: try again in {wait} s", retry_after=wait
