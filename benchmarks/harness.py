@@ -124,6 +124,7 @@ def wrk(port: int, lua: str, seconds: float, clients: int = CLIENTS) -> Result:
             f"-c{clients}",
             f"-d{max(1, round(seconds))}s",
             "--latency",
+            "--timeout=30s",
             "-s",
             script.name,
         ]
@@ -131,7 +132,7 @@ def wrk(port: int, lua: str, seconds: float, clients: int = CLIENTS) -> Result:
             [*command, f"http://127.0.0.1:{port}"], capture_output=True, text=True, check=True
         ).stdout
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
-    p50, p99 = (re.search(rf"^ +{part}% +(\S+)$", output, re.MULTILINE) for part in (50, 99))
+    p50, p99 = (re.search(rf"^ +{part}% +(\S+) *$", output, re.MULTILINE) for part in (50, 99))
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     assert rate and p50 and p99, output
     return Result(float(rate[1]), p50[1], p99[1], int(bad[1]) if bad else 0)
