@@ -495,15 +495,19 @@ def test_no_main_read_reads_a_whole_table(lab: Lab, mode: str) -> None:
     assert not wrong, "\n\n".join(wrong)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_no_main_write_reads_a_whole_table(lab: Lab, mode: str) -> None:
+def assert_no_write_reads_a_whole(tables: Any, lab: Any, requests: Any, mode: str) -> None:
     wrong = []
-    for request in BIG_WRITES:
+    for request in requests:
         for statement, parameters in lab.ask(*request):
             for scan in scans(lab.plan(statement, parameters, run=False, mode=mode)):
-                if scan["Relation Name"] in BIG_TABLES and "Seq" in scan["Node Type"]:
+                if scan["Relation Name"] in tables and "Seq" in scan["Node Type"]:
                     wrong.append(f"{request[:2]}: {scan['Node Type']} on {scan['Relation Name']}\n{statement}")
     assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_main_write_reads_a_whole_table(lab: Lab, mode: str) -> None:
+    assert_no_write_reads_a_whole(BIG_TABLES, lab, BIG_WRITES, mode)
 
 
 def test_a_page_by_its_cursor_reads_as_little_at_the_end_as_at_the_beginning(lab: Lab) -> None:
@@ -649,13 +653,7 @@ def test_no_main_read_reads_a_whole_table_of_repos_or_builds(lab_of_repos: LabOf
 
 @pytest.mark.parametrize("mode", MODES)
 def test_no_main_write_reads_a_whole_table_of_repos_or_builds(lab_of_repos: LabOfRepos, mode: str) -> None:
-    wrong = []
-    for request in BIG_WRITES_OF_REPOS:
-        for statement, parameters in lab_of_repos.ask(*request):
-            for scan in scans(lab_of_repos.plan(statement, parameters, run=False, mode=mode)):
-                if scan["Relation Name"] in BIG_TABLES_OF_REPOS and "Seq" in scan["Node Type"]:
-                    wrong.append(f"{request[:2]}: {scan['Node Type']} on {scan['Relation Name']}\n{statement}")
-    assert not wrong, "\n\n".join(wrong)
+    assert_no_write_reads_a_whole(BIG_TABLES_OF_REPOS, lab_of_repos, BIG_WRITES_OF_REPOS, mode)
 
 
 @pytest.mark.parametrize(

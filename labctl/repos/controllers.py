@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import orjson
@@ -196,10 +196,7 @@ class RepoFileController(Resource):
 
     def get(self, request: Request) -> Any:
         """Send the client to the file; ``arch=`` chooses a repo that has it."""
-        arch = body.text(request, "arch")
-        url = ready(self.place, arch).node_url
-        if not url.startswith(WEB):
-            raise Exhausted(not_ready(self.place, arch))
+        url = ready(self.place, body.text(request, "arch"), "node_url")
         return render.redirect(f"{url.rstrip('/')}/repo")
 
 
@@ -219,9 +216,7 @@ class PackagesController(Resource):
 
     def get(self, request: Request) -> Any:
         """Send the client there; the architecture chooses the repo, and is no part of the path there."""
-        url = ready(self.place, self.arch).url
-        if not url.startswith(WEB):
-            raise Exhausted(not_ready(self.place, self.arch))
+        url = ready(self.place, self.arch, "url")
         if not self.path:
             return render.redirect(url)
         end = "/" if request.own_url().endswith("/") else ""
@@ -404,14 +399,19 @@ def nothing(session: Any, place: Place, page: Page | None = None) -> Any:
     return []
 
 
-def ready(place: Place, arch: str | None) -> queries.Urls:
-    """Find the newest ready repo; raises NotFound for an unknown project, else Exhausted if there is none."""
+def ready(place: Place, arch: str | None, which: Literal["node_url", "url"]) -> str:
+    """Find a URL of the newest ready repo, of its page on its storage node or of its packages.
+
+    Raises NotFound for an unknown project, else Exhausted if there is no repo, or its URL is none to be sent to.
+    """
     with reading() as session:
         found = queries.ready(session, place, arch)
         if found is None:
             check_project(session, place.project)
-            raise Exhausted(not_ready(place, arch))
-        return found
+    url: str = getattr(found, which, "")
+    if not url.startswith(WEB):
+        raise Exhausted(not_ready(place, arch))
+    return url
 
 
 def not_ready(place: Place, arch: str | None = None) -> str:

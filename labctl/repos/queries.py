@@ -23,7 +23,8 @@ _repos = table(Repo)
 _builds = table(Build)
 
 
-def _text(name: str) -> Any:
+def text_parameter(name: str) -> Any:
+    """Give a parameter of a statement that is a text."""
     return bindparam(name, type_=Text)
 
 
@@ -145,23 +146,19 @@ class Place:
 
 def _named(repos: Any, names: tuple[str, ...]) -> list[Any]:
     """Give the conditions that a repo is of what the path has named."""
-    conditions = [repos.c[name] == _text(name) for name in ("project", "ref", *names) if name != "distro"]
+    conditions = [repos.c[name] == text_parameter(name) for name in ("project", "ref", *names) if name != "distro"]
     if "distro" in names and "platform" not in names:
-        conditions.append(func.starts_with(repos.c.platform, _text("distro")))
+        conditions.append(func.starts_with(repos.c.platform, text_parameter("distro")))
     return conditions
 
 
 def _at(latest: bool, names: tuple[str, ...]) -> list[Any]:
     """Give the conditions that a repo is at a place; the latest commit is that of the newest ready repo there."""
     if not latest:
-        return [*_named(_repos, names), _repos.c.sha1 == _text("sha1")]
+        return [*_named(_repos, names), _repos.c.sha1 == text_parameter("sha1")]
     newest = _repos.alias("newest")
-    sha1 = (
-        select(newest.c.sha1)
-        .where(*_named(newest, names), newest.c.status == RepoStatus.READY)
-        .order_by(newest.c.modified.desc(), newest.c.id.desc())
-        .limit(1)
-    )
+    sha1 = select(newest.c.sha1).where(*_named(newest, names), newest.c.status == RepoStatus.READY)
+    sha1 = paging.ordered(sha1, newest.c.modified).limit(1)
     return [*_named(_repos, names), _repos.c.sha1 == sha1.scalar_subquery()]
 
 
@@ -211,9 +208,8 @@ def _ready(latest: bool, names: tuple[str, ...], arch: bool) -> Select[Any]:
     query = select(_repos.c.node_url, _repos.c.url)
     query = query.where(*_at(latest, names), _repos.c.status == RepoStatus.READY)
     if arch:
-        query = query.where(_text("arch") == any_(_repos.c.archs))
-    query = query.order_by(_repos.c.modified.desc(), _repos.c.id.desc()).limit(1)
-    return query.execution_options(**PREPARED)
+        query = query.where(text_parameter("arch") == any_(_repos.c.archs))
+    return paging.ordered(query, _repos.c.modified).limit(1).execution_options(**PREPARED)
 
 
 def builds(session: Reader, project: str, ref: str, sha1: str, page: Page, *, history: bool = False) -> Listed:
@@ -226,7 +222,7 @@ def builds(session: Reader, project: str, ref: str, sha1: str, page: Page, *, hi
 @cache
 def _builds_of(offset: bool, after: bool) -> Select[Any]:
     query = select(_builds.c.document, _builds.c.modified, _builds.c.id)
-    query = query.where(*(_builds.c[name] == _text(name) for name in ("project", "ref", "sha1")))
+    query = query.where(*(_builds.c[name] == text_parameter(name) for name in ("project", "ref", "sha1")))
     return paging.cut(query, _builds.c.modified, offset, after).execution_options(**PREPARED)
 
 

@@ -12,7 +12,7 @@ from labctl import paging
 from labctl.db import PREPARED, Reader, table
 from labctl.paging import Listed, Page
 from labctl.repos.models import Repo
-from labctl.repos.queries import REPO_HISTORY, with_history
+from labctl.repos.queries import REPO_HISTORY, text_parameter, with_history
 
 _repos = table(Repo)
 
@@ -36,12 +36,8 @@ class Search:
     wanted: Sequence[Wanted] = ()
 
 
-def _text(name: str) -> Any:
-    return bindparam(name, type_=Text)
-
-
 def _of(repos: Any, names: tuple[str, ...]) -> list[Any]:
-    return [repos.c[name] == _text(name) for name in names]
+    return [repos.c[name] == text_parameter(name) for name in names]
 
 
 def newest(session: Reader) -> Any:
@@ -49,12 +45,8 @@ def newest(session: Reader) -> Any:
     return session.execute(_NEWEST).first()
 
 
-_NEWEST = (
-    select(_repos.c.modified, _repos.c.id)
-    .order_by(_repos.c.modified.desc(), _repos.c.id.desc())
-    .limit(1)
-    .execution_options(**PREPARED)
-)
+_NEWEST = paging.ordered(select(_repos.c.modified, _repos.c.id), _repos.c.modified).limit(1)
+_NEWEST = _NEWEST.execution_options(**PREPARED)
 
 
 def find(session: Reader, search: Search, page: Page, *, history: bool = False) -> Listed:
@@ -82,7 +74,7 @@ def _find(names: tuple[str, ...], by_arch: tuple[bool, ...], offset: bool, after
     if by_arch:
         parts = []
         for number, with_archs in enumerate(by_arch):
-            part = query.where(_repos.c.platform == _text(f"platform_{number}"))
+            part = query.where(_repos.c.platform == text_parameter(f"platform_{number}"))
             if with_archs:
                 part = part.where(_repos.c.archs.overlap(bindparam(f"archs_{number}", type_=ARRAY(Text))))
             if after:
@@ -91,8 +83,7 @@ def _find(names: tuple[str, ...], by_arch: tuple[bool, ...], offset: bool, after
         if len(parts) == 1 and not offset:
             return _if_usual(parts[0], by_arch)
         merged = union_all(*parts).subquery("merged")
-        query, after = select(merged), False
-        return paging.cut(query, merged.c.modified, offset, after)
+        return paging.cut(select(merged), merged.c.modified, offset, after=False)
     return paging.cut(query, _repos.c.modified, offset, after).execution_options(**PREPARED)
 
 
@@ -160,8 +151,8 @@ NEAR = 1000
 
 def _wanted(names: tuple[str, ...], by_arch: tuple[bool, ...], number: int, repos: Any) -> list[Any]:
     """Give the conditions that a repo has the given values and is for one of the distributions."""
-    conditions = [*_of(repos, names), repos.c.platform == _text(f"platform_{number}")]
-    return [*conditions, _text(f"arch_{number}") == any_(repos.c.archs)] if by_arch[number] else conditions
+    conditions = [*_of(repos, names), repos.c.platform == text_parameter(f"platform_{number}")]
+    return [*conditions, text_parameter(f"arch_{number}") == any_(repos.c.archs)] if by_arch[number] else conditions
 
 
 @lru_cache(maxsize=256)
@@ -217,5 +208,4 @@ def _far(repos: Any, conditions: list[Any], names: tuple[str, ...]) -> Select[An
     age = select(last.c.modified, last.c.id).where(*_of(last, names), last.c.sha1 == commits.c.sha1)
     age_of = paging.ordered(age, last.c.modified).limit(1).lateral("age")
     source: Any = commits.join(age_of, true())
-    query = select(commits.c.sha1).select_from(source)
-    return query.order_by(age_of.c.modified.desc(), age_of.c.id.desc()).limit(1)
+    return paging.ordered(select(commits.c.sha1).select_from(source), age_of.c.modified).limit(1)

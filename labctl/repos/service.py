@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Integer,
+    Select,
     Text,
     bindparam,
     case,
@@ -85,6 +86,12 @@ def _commit(added: CTE, counted: str) -> CTE:
     return statement.on_conflict_do_update(index_elements=["project", "ref", "sha1"], set_=more).cte("counted")
 
 
+def _with_the_rest(posted: CTE, history: CTE, counted: str) -> Select[Any]:
+    """Make one statement of what is posted, its history, its project and commit, and the event."""
+    query = select(posted.c.id).add_cte(history, _project(posted), _commit(posted, counted), as_part())
+    return query.execution_options(**PREPARED)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RepoReport:
     """What a storage node says about a repo; None is what it has not said."""
@@ -141,16 +148,7 @@ _posted = (
     .returning(*_RETURNED, literal_column("xmax = 0", Boolean).label("added"))
     .cte("posted")
 )
-_POST_REPO = (
-    select(_posted.c.id)
-    .add_cte(
-        _history(table(RepoStatusChange), "repo_id", _posted),
-        _project(_posted),
-        _commit(_posted, "repos"),
-        as_part(),
-    )
-    .execution_options(**PREPARED)
-)
+_POST_REPO = _with_the_rest(_posted, _history(table(RepoStatusChange), "repo_id", _posted), "repos")
 _changed = update(_repos).where(_repos.c.node_url == _text("node_url")).values(_CHANGES).returning(*_RETURNED)
 _known = _changed.cte("changed")
 _CHANGE_REPO = (
@@ -305,16 +303,7 @@ _added_build = (
     .cte("added_build")
 )
 _posted_build = select(_updated_build).union_all(select(_added_build)).cte("posted_build")
-_POST_BUILD = (
-    select(_posted_build.c.id)
-    .add_cte(
-        _history(table(BuildStatusChange), "build_id", _posted_build),
-        _project(_posted_build),
-        _commit(_posted_build, "builds"),
-        as_part(),
-    )
-    .execution_options(**PREPARED)
-)
+_POST_BUILD = _with_the_rest(_posted_build, _history(table(BuildStatusChange), "build_id", _posted_build), "builds")
 #: One report of a build after the other, so that two first ones make one build.
 _LOCK_BUILD = select(func.pg_advisory_xact_lock(int(Lock.BUILD), func.hashtext(_text("build")))).execution_options(
     **PREPARED

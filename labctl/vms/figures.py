@@ -4,10 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, timedelta
+from datetime import date, timedelta
 from functools import cached_property
 from typing import Any
 
+from labctl import times
 from labctl.errors import Invalid
 from labctl.pools import Pool
 from labctl.vms.catalog import Catalog
@@ -109,7 +110,7 @@ def _pool(present: Present, pool: Pool) -> dict[str, Any]:
         "running": present.number(pool.name, VMState.RUNNING),
         "pending": present.number(pool.name, *_BEING_MADE),
         "max": present.sizes[pool.name],
-        "lastBoot": last.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S +0000") if last else "",
+        "lastBoot": times.to_wire_with_offset(last) if last else "",
     }
     return {**shown, "alias": pool.alias} if pool.alias else shown
 

@@ -1,8 +1,11 @@
 """Reports of repos and builds as storage nodes and build jobs send them, and the sending."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from sqlalchemy.orm import Session
 from webtest import TestApp
 
 USER, KEY = "chacra", "secret"
@@ -90,3 +93,14 @@ def walk(app: TestApp, url: str) -> list[Any]:
 def numbers(repos: list[dict[str, Any]]) -> list[str]:
     """Give the numbers of repos."""
     return [each["chacra_url"].rstrip("/").rpartition("/")[2] for each in repos]
+
+
+@contextmanager
+def undone(session: Session) -> Iterator[None]:
+    """Undo what happens in the block."""
+    savepoint = session.connection().begin_nested()
+    try:
+        yield
+    finally:
+        savepoint.rollback()
+        session.expire_all()

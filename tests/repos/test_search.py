@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -28,6 +27,7 @@ from tests.repos.factories import (
     next_of,
     numbers,
     post_repo,
+    undone,
     walk,
 )
 
@@ -519,16 +519,6 @@ PLACES = st.tuples(
     st.sampled_from([None, "default", "crimson"]),
     st.sampled_from([None, *ARCHS]),
 )
-
-
-@contextmanager
-def undone(session: Session) -> Iterator[None]:
-    """Undo what happens in the block."""
-    savepoint = session.connection().begin_nested()
-    try:
-        yield
-    finally:
-        savepoint.rollback()
 
 
 def check_search(

@@ -2,8 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -22,6 +20,7 @@ from labctl.repos import queries, service
 from labctl.repos.models import Build, BuildStatusChange, Commit, Project, Repo, RepoStatusChange
 from labctl.repos.queries import Place
 from labctl.repos.service import BuildReport, Leaf, RepoReport
+from tests.repos.factories import undone
 
 WHOLE = RepoReport(
     node_url="https://c/1", ref="main", sha1="aa", distro="ubuntu", distro_version="jammy", status="ready"
@@ -235,17 +234,6 @@ def test_a_build_that_was_completed_keeps_the_time_of_that_whatever_is_reported_
 
 
 # After anything that may happen
-
-
-@contextmanager
-def undone(session: Session) -> Iterator[None]:
-    """Undo what happens in the block."""
-    savepoint = session.connection().begin_nested()
-    try:
-        yield
-    finally:
-        savepoint.rollback()
-        session.expire_all()
 
 
 PROJECTS, REFS, SHA1S = st.sampled_from(["ceph", "csi"]), st.sampled_from(["main", "wip"]), st.sampled_from("ab")

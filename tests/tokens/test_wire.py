@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta, timezone
 
+from labctl import times
 from labctl.tokens import wire
 from labctl.tokens.service import Shown
 
@@ -10,8 +11,10 @@ USED = Shown(2, "fedcba9876543210", 7, "ada", NEW.created, datetime(2026, 2, 3, 
 
 
 def test_times_are_in_utc_whatever_zone_they_come_in() -> None:
-    assert wire.time_to_wire(NEW.created) == "2026-01-02 03:04:05 +0000"
-    assert wire.time_to_wire(NEW.created.astimezone(timezone(timedelta(hours=5)))) == "2026-01-02 03:04:05 +0000"
+    assert times.to_wire_with_offset(NEW.created) == "2026-01-02 03:04:05 +0000"
+    assert (
+        times.to_wire_with_offset(NEW.created.astimezone(timezone(timedelta(hours=5)))) == "2026-01-02 03:04:05 +0000"
+    )
 
 
 def test_a_list_is_keyed_by_id_and_says_never_of_what_was_not_used() -> None:
