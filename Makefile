@@ -1,6 +1,6 @@
 # `make up` sets everything up and runs labctl, `make demo` fills it, `make test` runs the tests,
 # `make test-libvirt` those with a real guest, `make test-ldap` those with a real LDAP server (Debian: they install
-# what that takes; `make test` leaves out what is not there).
+# what that takes). `make test` leaves out what is not there, but as root on Debian it installs an sshd.
 #
 #   PORT, HOST            where labctl listens (8080, 127.0.0.1)
 #   LABCTL_HOME           where it keeps its data (./.labctl)
@@ -53,7 +53,14 @@ up: $(DONE) $(if $(LABCTL_DATABASE_URL),,$(POSTGRES))
 demo: $(DONE)
 	@$(BIN)/labctl demo $(if $(RUNS),--runs $(RUNS))
 
+# Without an sshd some tests are left out, which is no reason to run none.
 test: $(DONE)-dev $(POSTGRES)
+	@test -x /usr/sbin/sshd || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { \
+		echo "Installing openssh-server, for the tests with a real sshd" >&2; \
+		install="apt-get install -qq -y --no-install-recommends openssh-server openssh-client"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		$$install >/dev/null 2>&1 || { apt-get update -qq && $$install; } >/dev/null || \
+			echo "openssh-server could not be installed; the tests that need it are left out" >&2; }
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Its packages are looked for each time: they belong to the machine, not to this checkout.

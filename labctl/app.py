@@ -9,6 +9,7 @@ from labctl.http import render
 from labctl.http.credentials import Claim, Identity
 from labctl.http.hooks import RequestHook
 from labctl.http.resource import Request, Resource, locate
+from labctl.remote import config as remote
 from labctl.settings import Settings, SettingsError
 from labctl.tokens.login import Login
 from labctl.vms import config as vms
@@ -65,7 +66,7 @@ def make_app(settings: Settings) -> Application:
 
 def serve(settings: Settings) -> Application:
     """Point this process at its database and task queue, and make its application."""
-    if mistakes := vms.check(settings):
+    if mistakes := vms.check(settings) + remote.fatal(settings):
         raise SettingsError("\n".join(mistakes))
     engine = db.configure(settings.require_database(), pool_size=settings.database_pool_size)
     queue.configure(engine)

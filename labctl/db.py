@@ -55,6 +55,8 @@ class Lock(IntEnum):
     NEXT_NODE = 5
     CHECKOUT = 6
     ENGINE = 7
+    MAINTENANCE = 8
+    REMOTE_HOSTS = 9
 
 
 #: What changes by itself, in tasks and commands of labctl's own.

@@ -5,8 +5,8 @@ import os
 import signal
 from typing import Any
 
+from labctl import processes as _processes
 from labctl import settings as _settings
-from labctl.up import process as _process
 
 _wanted = _settings.load()
 #: Of malloc.h.
@@ -15,10 +15,11 @@ _M_ARENA_MAX = -8
 bind = f"[{_wanted.host}]:{_wanted.port}" if ":" in _wanted.host else f"{_wanted.host}:{_wanted.port}"
 worker_class = "gthread"
 workers = _wanted.web_workers
-# Requests that wait for news hold a thread each, and must not keep others from theirs.
-threads = _wanted.web_threads + _wanted.max_waiters
-# Connections are cheap while they are idle; with the default of 1000, one process takes all that are kept alive.
-worker_connections = 128
+# Requests that wait for news or follow operations hold a thread each, and must not keep others from theirs.
+threads = _wanted.web_threads + _wanted.max_waiters + _wanted.remote_max_followers
+# Connections are cheap while they are idle, and those that hold a thread are none of a browser's that it keeps; with
+# the default of 1000, one process takes all that are kept alive.
+worker_connections = 80 + threads
 keepalive = 5
 limit_request_line = 8190
 # By default a local client may set SCRIPT_NAME by a header, and with it what the log says was asked for.
@@ -70,8 +71,11 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Let a worker finish its requests and end when the master was killed."""
-    _process.die_with_parent(signal.SIGTERM, worker.ppid)
+    """Let a worker finish its requests, but for streams, and end when the master was killed."""
+    from labctl.http import streams
+
+    streams.end_when(lambda: not worker.alive)
+    _processes.die_with_parent(signal.SIGTERM, worker.ppid)
     # Each of many threads would get a heap of its own and keep it: a third more memory for nothing.
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 

@@ -36,3 +36,13 @@ def downgrade(database_url: str, revision: str) -> None:
 def head() -> str | None:
     """Name the newest revision."""
     return ScriptDirectory.from_config(config()).get_current_head()
+
+
+def trouble(revision: str | None) -> str | None:
+    """Say what is to be done about a database at a revision, None if it is the newest."""
+    if revision == head():
+        return None
+    return (
+        f"the schema is at {revision or 'nothing'}, this labctl needs {head()}: "
+        "run labctl db upgrade, or a newer labctl"
+    )

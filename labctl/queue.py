@@ -5,6 +5,7 @@ when a stopped process continues, so the truth lies in our own rows: see :mod:`l
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ class Task:
     cron: str | None
 
 
+#: Set when this process is told to stop: a task that may take long ends, and leaves the rest to the next worker.
+stopping = threading.Event()
+
 _registered: dict[str, Task] = {}
 _producer = App(connector=SQLAlchemyPsycopg2Connector())
 
@@ -62,14 +66,16 @@ def configure(engine: Engine) -> None:
     _producer.connector.open(engine)  # type: ignore[attr-defined]
 
 
-def defer(session: Session, wanted: Task, *, once: str | None = None, **arguments: Any) -> None:
+def defer(session: Session, wanted: Task | str, *, once: str | None = None, **arguments: Any) -> None:
     """Have ``wanted`` run with ``arguments`` once the caller's transaction has committed, and not if it rolls back.
 
-    ``once``: while a task with the same word waits, another one is not added.
+    ``wanted`` is its name where the caller may not know tasks: in the core of a domain. ``once``: while a task with the
+    same word waits, another one is not added.
     """
+    name = wanted if isinstance(wanted, str) else wanted.name
 
     def add() -> None:
-        _producer.configure_task(wanted.name, connection=session.connection(), queueing_lock=once).defer(**arguments)
+        _producer.configure_task(name, connection=session.connection(), queueing_lock=once).defer(**arguments)
 
     if once is None:
         add()
@@ -80,7 +86,7 @@ def defer(session: Session, wanted: Task, *, once: str | None = None, **argument
             # The savepoint is made when the session is asked for its connection, not before.
             add()
     except AlreadyEnqueued:
-        log.debug("task_already_queued", extra={"task": wanted.name, "once": once})
+        log.debug("task_already_queued", extra={"task": name, "once": once})
 
 
 def make_worker_app(settings: Settings) -> App:

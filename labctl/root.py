@@ -5,13 +5,17 @@ from typing import Any
 from labctl import __version__
 from labctl.db import reading
 from labctl.events.controllers import EventsController
-from labctl.http.dialects import PADDLES, SHAMAN, VMPOOLER
+from labctl.http.dialects import EXED, FENIX, PADDLES, SHAMAN, VMPOOLER
 from labctl.http.health import HealthcheckController, HealthController
 from labctl.http.resource import Mount, Request, Resource
 from labctl.http.waiting import Waiting
 from labctl.machines.controllers import MachinesController
+from labctl.maintenance.controllers import SessionsController
 from labctl.nodes.controllers import NodesController
 from labctl.queues.controllers import QueueController
+from labctl.remote.controllers import RemoteController
+from labctl.remote.controllers import Tree as RemoteTree
+from labctl.remote.follow import Hub
 from labctl.repos import queries as repos_queries
 from labctl.repos.controllers import BuildsController, ReposController, SearchController
 from labctl.runs.controllers import RunsByNameController, RunsController
@@ -34,6 +38,8 @@ def tree(settings: Settings) -> Resource:
     machines = Mount("machines", PADDLES)
     queue = Mount("queue", PADDLES)
     repos = Mount("repos", SHAMAN)
+    remote = RemoteTree(settings, Mount("remote", EXED), Hub(settings.remote_max_followers))
+    maintenance = Mount("maintenance", FENIX)
     waiting = Waiting(settings)
     return IndexController(
         Mount(),
@@ -42,6 +48,10 @@ def tree(settings: Settings) -> Resource:
             "runs": RunsController(settings, runs),
             "nodes": MachinesController(settings, machines),
             "queue": QueueController(settings, queue),
+            # Operations on hosts, their jobs and their output (EXEd).
+            **remote.children(),
+            # Sessions that walk hosts through maintenance (fenix), and the same below /api.
+            "v1": TreesController(Mount(None, FENIX), {"maintenance": SessionsController(settings, maintenance)}),
             "_health": HealthController(),
             "healthcheck": HealthcheckController(),
             "api": APIController(
@@ -56,6 +66,8 @@ def tree(settings: Settings) -> Resource:
                     "builds": BuildsController(settings, repos),
                     "search": SearchController(settings, repos, waiting),
                     "nodes": NodesController(settings, Mount("nodes", SHAMAN)),
+                    "remote": RemoteController(remote),
+                    "maintenance": SessionsController(settings, maintenance),
                     "events": EventsController(settings, Mount("events"), waiting),
                     # VMs out of warm pools, and users' tokens (vmpooler), in all versions of its protocol.
                     **_vms(settings, V1),
@@ -105,6 +117,14 @@ class APIController(IndexController):
         with reading() as session:
             projects = repos_queries.projects(session)
         return {"repos": projects, "trees": sorted(self.children), "version": __version__}
+
+
+class TreesController(IndexController):
+    """``/v1``: what there is."""
+
+    def get(self, request: Request) -> Any:
+        """List the trees, with the version."""
+        return {"trees": sorted(self.children), "version": __version__}
 
 
 class VersionController(IndexController):

@@ -25,11 +25,38 @@ ANONYMOUS: dict[str, Access] = {
     "repos": "read",
     "nodes": "read",
     "vms": "write",
+    "remote": "none",
+    "maintenance": "none",
     "events": "none",
 }
-#: What labctl up makes VMs of before somebody says otherwise: nothing real.
+#: What no configuration opens: whoever may do this is root on the lab's hosts.
+ALWAYS_CLOSED = ("remote", "maintenance")
+#: What labctl up makes VMs of before somebody says otherwise: nothing real. They are said to be on two of the hosts in
+#: the inventory that labctl up begins with.
 POOLS = [Pool(name="debian-12-x86_64", alias=["debian"], size=3), Pool(name="centos-9-x86_64", size=2)]
-PROVIDERS: dict[str, dict[str, Any]] = {"fake": {"plugin": "fake"}}
+PROVIDERS: dict[str, dict[str, Any]] = {"fake": {"plugin": "fake", "hosts": ["lab01", "lab02"]}}
+EXECUTOR: dict[str, Any] = {"plugin": "ansible"}
+#: Seconds an operation on hosts may take.
+REMOTE_TIMEOUTS: dict[str, float] = {
+    "ping": 60,
+    "facter": 120,
+    "service": 300,
+    "execute": 3600,
+    "deploy": 7200,
+    "task": 14400,
+}
+#: Seconds that projects have to answer, by the state of the session.
+MAINTENANCE_REPLIES: dict[str, float] = {
+    "MAINTENANCE": 20,
+    "SCALE_IN": 60,
+    "PREPARE_MAINTENANCE": 60,
+    "PLANNED_MAINTENANCE": 60,
+    "MAINTENANCE_COMPLETE": 60,
+}
+
+
+#: How many operations on hosts that one worker carries out may write to the database at the same time.
+MOST_WRITERS = 4
 
 
 class SettingsError(Exception):
@@ -56,7 +83,7 @@ class Settings:
     port: Annotated[int, Limit(ge=1, le=65535)] = _setting(8080, "Port that labctl up lets gunicorn listen on.")
     web_workers: Annotated[int, Limit(ge=1)] = _setting(2, "gunicorn worker processes.")
     web_threads: Annotated[int, Limit(ge=1)] = _setting(
-        16, "Threads of each gunicorn worker process, beside max_waiters more for requests that wait."
+        16, "Threads of each gunicorn worker process; max_waiters and remote_max_followers come on top."
     )
     worker_concurrency: Annotated[int, Limit(ge=1)] = _setting(4, "Background tasks one labctl worker runs at once.")
     worker_stalled_after: Annotated[int, Limit(ge=5)] = _setting(
@@ -163,6 +190,50 @@ class Settings:
     )
     vm_config_api: bool = _setting(False, "Whether sizes and templates of pools may be changed by the API.")
 
+    executor: dict[str, Any] = _setting(
+        EXECUTOR, "What carries out operations on hosts: plugin says which; the rest is the plugin's."
+    )
+    remote_plugins: str = _setting(
+        "", "Directory of files with task and executor plugins of the lab's own; empty: there are none."
+    )
+    remote_jobs: Annotated[int, Limit(ge=1, le=100)] = _setting(
+        8, "Operations on hosts one labctl worker carries out at once; more of them wait their turn."
+    )
+    remote_timeouts: dict[str, Annotated[float, Limit(gt=0)]] = _setting(
+        REMOTE_TIMEOUTS, "Seconds each kind of operation may take, unless a request asks for less."
+    )
+    remote_begin_within: Annotated[float, Limit(gt=0)] = _setting(
+        600, "Seconds an operation waits for a worker to begin it before it is given up."
+    )
+    remote_wait: Annotated[float, Limit(gt=0)] = _setting(
+        60, "Longest time a GET waits for the end of its operation, in seconds; past it, it answers where to ask."
+    )
+    remote_max_output: Annotated[int, Limit(ge=1024)] = _setting(
+        1024 * 1024, "Bytes that are kept of one piece of output; what is longer is cut in the middle."
+    )
+    remote_max_followers: Annotated[int, Limit(ge=0)] = _setting(
+        64, "Requests that may follow operations or wait for their end at once in one web process; more get a 503."
+    )
+    remote_keep_days: Annotated[float, Limit(gt=0)] = _setting(
+        30, "Days after its end for which an operation and its output are kept."
+    )
+
+    maintenance_sessions: Annotated[int, Limit(ge=1)] = _setting(
+        3, "Maintenance sessions that may go on at once; more are refused."
+    )
+    maintenance_replies: dict[str, Annotated[float, Limit(gt=0)]] = _setting(
+        MAINTENANCE_REPLIES, "Seconds that projects have to answer what a session asks them, by its state."
+    )
+    maintenance_download_limit: Annotated[int, Limit(ge=1)] = _setting(
+        1024**3, "Largest file that a session downloads, in bytes."
+    )
+    maintenance_private_urls: bool = _setting(
+        False, "Whether sessions may download from, and projects be told at, addresses that are not public."
+    )
+    maintenance_keep_days: Annotated[float, Limit(gt=0)] = _setting(
+        90, "Days after its end for which a maintenance session is kept that nobody deletes."
+    )
+
     def require_database(self) -> str:
         """Give the URL of the database: the setting, or what a running ``labctl up`` left in ``home``."""
         if self.database_url:
@@ -171,6 +242,14 @@ class Settings:
         if left.is_file():
             return left.read_text().strip()
         raise SettingsError(f"database_url: not set, and no labctl up runs in {self.home}")
+
+    def worker_connections(self) -> int:
+        """Say how many connections one worker may hold for changes, and as many for reads.
+
+        Beside those of tasks: one for what comes round in the queue's own, one for each engine, two for the runner, and
+        some for its jobs, which write for some milliseconds now and then.
+        """
+        return self.worker_concurrency + 5 + min(self.remote_jobs, MOST_WRITERS)
 
     @classmethod
     def all(cls) -> tuple[Field[Any], ...]:
@@ -200,7 +279,21 @@ def load(environ: Mapping[str, str] | None = None, config: str | None = None) ->
         if isinstance(trees, dict):
             for tree in sorted(trees.keys() - ANONYMOUS.keys()):
                 mistakes.append(f"{name}: there is no tree {tree!r}; there are: {', '.join(sorted(ANONYMOUS))}")
+            mistakes += [
+                f"{name}: {tree} always needs a credential"
+                for tree in ALWAYS_CLOSED
+                if trees.get(tree, "none") != "none"
+            ]
             values[name] = {**ANONYMOUS, **trees}
+    for name, defaults in {
+        "remote_timeouts": REMOTE_TIMEOUTS,
+        "maintenance_replies": MAINTENANCE_REPLIES,
+    }.items():
+        given = values.get(name)
+        if isinstance(given, dict):
+            for key in sorted(given.keys() - defaults.keys()):
+                mistakes.append(f"{name}: there is no {key!r}; there are: {', '.join(sorted(defaults))}")
+            values[name] = {**defaults, **given}
     try:
         settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:

@@ -9,8 +9,15 @@ from procrastinate.jobs import DeleteJobCondition
 
 from labctl import db, queue
 from labctl.events import tasks as events_tasks
+from labctl.maintenance import tasks as maintenance_tasks
+from labctl.maintenance.engine import Engine as Sessions
 from labctl.nodes import tasks as nodes_tasks
 from labctl.queues import tasks as queues_tasks
+from labctl.remote import config as remote_config
+from labctl.remote import tasks as remote_tasks
+from labctl.remote.runner import PATIENCE as RUNNER_PATIENCE
+from labctl.remote.runner import STOP_WITHIN as RUNNER_STOP_WITHIN
+from labctl.remote.runner import Runner
 from labctl.runs import tasks as runs_tasks
 from labctl.settings import Settings, SettingsError
 from labctl.vms import config as vms_config
@@ -21,37 +28,53 @@ from labctl.vms.engine import Engine
 log = logging.getLogger(__name__)
 
 #: Importing a domain's tasks registers them.
-DOMAINS = (events_tasks, nodes_tasks, queues_tasks, runs_tasks, vms_tasks)
+DOMAINS = (events_tasks, maintenance_tasks, nodes_tasks, queues_tasks, remote_tasks, runs_tasks, vms_tasks)
 #: How long running tasks may take to finish when the worker is told to stop, in seconds.
 PATIENCE = 25
 
 
 def run(settings: Settings) -> None:
-    """Run tasks and the engine of VMs until SIGTERM or SIGINT, over any number of restarts of the database.
+    """Run tasks, VMs, operations on hosts and maintenance until SIGTERM or SIGINT, over restarts of the database.
 
-    Raises :class:`SettingsError` for mistakes in what the settings say of pools and providers.
+    Raises :class:`SettingsError` for mistakes in what the settings say of pools, providers and the executor.
     """
-    if mistakes := vms_config.check(settings):
+    mistakes, providers = vms_config.load(settings)
+    if mistakes := mistakes + remote_config.fatal(settings):
         raise SettingsError("\n".join(mistakes))
-    # One connection for what comes round in the queue's own tasks, one for the engine.
-    queue.configure(db.configure(settings.require_database(), pool_size=settings.worker_concurrency + 2))
-    engine = Engine(
-        vms_config.rules(settings), vms_config.providers(settings), lease=float(settings.worker_stalled_after)
+    for line in remote_config.broken(settings):
+        log.warning("plugin_not_used", extra={"reason": line})
+    queue.configure(db.configure(settings.require_database(), pool_size=settings.worker_connections()))
+    lease = float(settings.worker_stalled_after)
+    engine = Engine(vms_config.rules(settings), providers, lease=lease)
+    runner = Runner(
+        remote_config.executor(settings),
+        remote_config.tasks(settings),
+        most=settings.remote_jobs,
+        most_output=settings.remote_max_output,
+        lease=lease,
     )
-    engine.start()
+    sessions = Sessions(settings.maintenance_replies)
+    threads = (engine, runner, sessions)
+    for thread in threads:
+        thread.start()
     try:
-        asyncio.run(_run(settings, engine))
+        asyncio.run(_run(settings, threads))
     finally:
-        engine.stop()
+        for thread in threads:
+            thread.stop()
         engine.join(ENGINE_PATIENCE + 2)
+        sessions.join(ENGINE_PATIENCE + 2)
+        runner.join(RUNNER_PATIENCE + RUNNER_STOP_WITHIN)
 
 
-async def _run(settings: Settings, engine: Engine) -> None:
+async def _run(settings: Settings, threads: tuple[Engine | Runner | Sessions, ...]) -> None:
     stop = asyncio.Event()
 
     def end() -> None:
-        # Both at once: neither waits for the other.
-        engine.stop()
+        # All at once: none waits for the others.
+        for thread in threads:
+            thread.stop()
+        queue.stopping.set()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -18,6 +18,8 @@ from labctl import clock, db, migrations, models, queue
 from labctl.settings import Settings
 from labctl.up import postgres
 
+from . import sshd as real_sshd
+
 
 @pytest.fixture(scope="session", autouse=True)
 def greenwich() -> Iterator[None]:
@@ -44,6 +46,18 @@ def engine(database_url: str) -> Iterator[Engine]:
     queue.configure(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[real_sshd.Sshd]:
+    """A real sshd for this test process, which lets its user in with a key of its own."""
+    if reason := real_sshd.missing():
+        pytest.skip(reason)
+    server = real_sshd.Sshd(tmp_path_factory.mktemp("sshd"))
+    try:
+        yield server.start()
+    finally:
+        server.close()
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from labctl import root
 from labctl.http.resource import Mount, Resource
 from labctl.machines.controllers import MachineController
+from labctl.maintenance.controllers import ProjectController, SessionController, SubscriptionController
 from labctl.nodes.controllers import NodeController
+from labctl.remote.controllers import JobController as RemoteJobController
 from labctl.repos.controllers import (
     CommitBuildsController,
     CommitReposController,
@@ -57,6 +59,10 @@ PLACEHOLDERS = {
     ChangeController: "{pool}",
     SummaryDetailController: "{tag}",
     TokenController: "{token}",
+    RemoteJobController: "{jid}",
+    SessionController: "{session}",
+    ProjectController: "{project}",
+    SubscriptionController: "{project}",
 }
 #: A segment that can be any of these things, a day too.
 SAMPLE = "2026-01-02"

@@ -26,6 +26,7 @@ KIT = {
     "migrations",
     "paging",
     "plugins",
+    "processes",  # what the kernel does for whoever starts some
     "pools",  # settings and domains both need to know what a pool is
     "queue",
     "settings",
@@ -33,7 +34,7 @@ KIT = {
 }
 #: What puts the house together; nobody below imports it.
 OUTERMOST = {"root", "app", "wsgi", "worker", "models", "gunicorn_config", "dashboard", "cli", "up"}
-DOMAINS = {"events", "machines", "nodes", "queues", "repos", "runs", "tokens", "vms"}
+DOMAINS = {"events", "machines", "maintenance", "nodes", "queues", "remote", "repos", "runs", "tokens", "vms"}
 
 #: The rooms of a domain and their floors: a room imports from its own floor and from those below it.
 FLOORS = {
@@ -48,7 +49,50 @@ FLOORS = {
 }
 #: Rooms that one domain has beyond the usual ones.
 EXTRA_ROOMS = {
+    "maintenance.workflow": 2,  # the contract of a plugin: plain values
+    "maintenance.action": 2,  # another one
+    "maintenance.workflows": 2,
+    "maintenance.workflows.default": 2,
+    "maintenance.workflows.fake": 2,
+    "maintenance.workflows.asking": 2,  # what projects are asked
+    "maintenance.workflows.hints": 2,  # what is read of the metadata
+    "maintenance.actions": 2,
+    "maintenance.actions.options": 2,  # what they have in common
+    "maintenance.actions.check": 2,
+    "maintenance.actions.command": 2,
+    "maintenance.actions.dummy": 2,
+    "maintenance.actions.reboot": 2,
+    "maintenance.actions.role": 2,
+    "maintenance.known": 3,  # which hosts there are, and who uses them
+    "maintenance.view": 3,  # what a workflow sees of a session
+    "maintenance.advancing": 3,  # what is done of what a workflow wants
+    "maintenance.acting": 3,  # how actions go on
+    "maintenance.editing": 3,  # changing and continuing sessions, beside beginning and deleting them
+    "maintenance.notices": 3,  # what projects are told
+    "maintenance.downloads": 3,  # what becomes of downloads
+    "maintenance.fetching": 3,  # asking other hosts over HTTP; it knows no database
+    "maintenance.plan": 3,  # what would happen
+    "maintenance.config": 5,  # an edge: the plugins there are
+    "maintenance.engine": 5,  # an edge like tasks: the loop that advances sessions
     "nodes.health": 3,  # asking nodes over the network; it knows no database
+    "remote.executor": 1,  # the contract of a plugin: plain values
+    "remote.task": 1,  # another one
+    "remote.executors": 2,
+    "remote.executors.fake": 2,
+    "remote.executors.ansible": 2,  # in a worker: it starts the next one and talks to it
+    "remote.executors.ansible_server": 2,  # a process of its own, which keeps Ansible at hand
+    "remote.executors.ansible_job": 2,  # in its children: the only one that imports Ansible
+    "remote.executors.ansible_modules": 2,
+    "remote.executors.ansible_modules.labctl_execute": 2,  # runs on the lab's hosts
+    "remote.task_plugins": 2,
+    "remote.task_plugins.rolling_restart": 2,
+    "remote.chunks": 2,  # pieces of output as they are stored: plain values
+    "remote.carrying": 5,  # an edge: one job, from its beginning to its end
+    "remote.patterns": 3,  # which hosts a pattern means: plain values
+    "remote.running": 3,  # what the runner writes, beside what users do
+    "remote.config": 5,  # an edge: what the settings mean to the runner
+    "remote.follow": 5,  # an edge: who waits for output
+    "remote.runner": 5,  # an edge like tasks: the loop that has jobs carried out
     "repos.distros": 3,  # which codename is which version is a subject of its own
     "repos.search": 3,  # so is the search, the longest of all reads
     "runs.documents": 3,  # the JSON of a job is stored, so its core knows it
@@ -56,6 +100,7 @@ EXTRA_ROOMS = {
     "vms.provider": 1,  # the contract of a plugin: plain values
     "vms.names": 1,  # random names need nothing
     "vms.catalog": 3,  # which pools a name stands for: plain values, and arithmetic
+    "vms.cordon": 3,  # hypervisors that are taken out of service
     "vms.checkout": 3,  # giving VMs out, beside what is done to those that are given
     "vms.on_demand": 3,  # requests for VMs that are yet to be made have a life of their own
     "vms.overrides": 3,  # so has what is changed of pools at run time
@@ -91,6 +136,10 @@ ARROWS = {
     "queues.controllers": {"runs.queries", "runs.documents", "runs.service"},
     # An edge, from above: the jobs of a machine are part of the protocol of machines.
     "machines.controllers": {"runs.queries", "runs.documents", "runs.states"},
+    # Sessions use all that a lab has.
+    "maintenance.known": {"machines.models", "remote.models", "vms.models", "vms.states"},
+    "maintenance.advancing": {"machines.service", "vms.cordon"},
+    "maintenance.acting": {"remote.running", "remote.service", "remote.models", "remote.states"},
     "vms.controllers": {"tokens.service"},  # who asks, and whether they are an admin
 }
 #: Every domain may record events and read them back.
@@ -99,10 +148,11 @@ FOR_EVERY_DOMAIN = {"events.service"}
 #: The libraries labctl uses, and where; what is not listed is used nowhere.
 LIBRARIES = {
     "alembic": {"migrations"},
+    "ansible": {"remote.executors.ansible_job", "remote.executors.ansible_modules.labctl_execute"},
     "argon2": {"tokens.secrets"},
     "click": {"cli.*"},
     "gunicorn": set(),
-    "httpx": {"nodes.health"},
+    "httpx": {"maintenance.fetching", "nodes.health"},
     "ldap3": {"tokens.ldap"},
     "libvirt": {"vms.providers.libvirt_hypervisor"},
     "orjson": {
@@ -111,6 +161,8 @@ LIBRARIES = {
         "logs",
         "settings",
         "queues.controllers",
+        "remote.chunks",
+        "remote.executors.fake",
         "repos.controllers",
         "repos.queries",
         "repos.wire",
@@ -126,7 +178,11 @@ LIBRARIES = {
     "pydantic": {
         "*.wire",
         "http.body",
+        "maintenance.actions.*",
         "pools",
+        "remote.executors.ansible",
+        "remote.executors.fake",
+        "remote.task_plugins.rolling_restart",
         "settings",
         "vms.config",
         "vms.providers.fake",
@@ -143,9 +199,19 @@ LIBRARIES = {
         "*.models",
         "*.service",
         "*.queries",
+        "maintenance.known",
+        "maintenance.view",
+        "maintenance.advancing",
+        "maintenance.acting",
+        "maintenance.editing",
+        "maintenance.notices",
+        "maintenance.downloads",
+        "maintenance.plan",
+        "remote.running",
         "repos.search",
         "tokens.failures",
         "vms.checkout",
+        "vms.cordon",
         "vms.on_demand",
         "vms.overrides",
         "vms.upkeep",
@@ -158,7 +224,12 @@ LIBRARIES = {
     "tabulate": {"cli.*"},
     "webob": {"http.*", "root", "app", "*.controllers", "dashboard.*"},
     # From the standard library: whoever starts processes looks after them.
-    "subprocess": {"up.*", "vms.readiness"},  # ssh, which ends with its own deadline
+    "subprocess": {
+        "remote.executors.ansible",
+        "remote.executors.ansible_modules.labctl_execute",
+        "up.*",
+        "vms.readiness",  # ssh, which ends with its own deadline
+    },
 }
 
 #: The names of products whose protocols labctl speaks.
@@ -413,11 +484,14 @@ def calls(module: Module) -> Iterator[tuple[int, str]]:
 
 def test_only_db_begins_commits_and_rolls_back() -> None:
     # A savepoint (begin_nested) ends nobody's transaction; services and the queue may use one.
+    # What executors begin are operations on hosts, what sessions begin are actions and downloads.
+    others = {"maintenance.advancing", "remote.carrying", "remote.executors.ansible"}
     wrong = [
         f"{module.place}:{line} calls {name}"
         for module in modules()
         for line, name in calls(module)
-        if name in {"commit", "rollback", "begin"} and module.name != "db"
+        if name in {"commit", "rollback", "begin"} - ({"begin"} if module.name in others else set())
+        and module.name != "db"
     ]
     assert not wrong, broken(wrong)
 

@@ -7,7 +7,7 @@ from importlib.metadata import distribution
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from pydantic import TypeAdapter
@@ -15,8 +15,13 @@ from sqlalchemy.orm import Session
 from webtest import TestApp
 
 from labctl import app as application
+from labctl import clock
 from labctl import settings as configuration
 from labctl.pools import Check, Pool
+from labctl.remote.executors import ansible
+from labctl.remote.executors import fake as fake_executor
+from labctl.remote.models import RemoteHost, RemoteInventory
+from labctl.remote.task_plugins import rolling_restart
 from labctl.runs import queries
 from labctl.settings import ANONYMOUS, Access, Settings
 from labctl.tokens import service as tokens
@@ -86,6 +91,7 @@ WORDS: dict[Any, str] = {
     dict[str, dict[str, Any]]: "from a name to an object, see `Providers of VMs`_",
     dict[str, str]: "from text to text",
     dict[str, Any]: "object",
+    dict[str, list[str]]: "from a name to a list of text",
     list[str]: "list of text",
     Check: "object",
 }
@@ -95,14 +101,19 @@ def described(hint: Any) -> str:
     """Say in words what values a setting, or a field of one, may have."""
     if None is not (known := WORDS.get(without_limits(hint))):
         return known
+    if get_origin(hint) is dict:
+        return f"from a name to a {described(get_args(hint)[1])}"
+    if get_origin(hint) is Union and NoneType not in get_args(hint):
+        return " or ".join(described(each) for each in get_args(hint))
     if get_origin(hint) is tuple:
         return ", ".join(described(each) for each in get_args(hint))
     if NoneType in get_args(hint):
         (hint,) = set(get_args(hint)) - {NoneType}
+        return described(hint)
     least = most = above = None
     if get_origin(hint) is Annotated:
         hint, *limits = get_args(hint)
-        for limit in (each for limits_ in limits for each in limits_.metadata):
+        for limit in (each for limits_ in limits for each in getattr(limits_, "metadata", ())):
             least = getattr(limit, "ge", least)
             most = getattr(limit, "le", most)
             above = getattr(limit, "gt", above)
@@ -122,6 +133,8 @@ def without_limits(hint: Any) -> Any:
         return without_limits(get_args(hint)[0])
     if get_origin(hint) is list and get_origin(get_args(hint)[0]) is Annotated:
         return list[get_args(get_args(hint)[0])[0]]  # type: ignore[misc]
+    if get_origin(hint) is dict and get_origin(get_args(hint)[1]) is Annotated:
+        return None
     return hint if get_origin(hint) in (None, list, dict) else None
 
 
@@ -183,6 +196,9 @@ OBJECTS: dict[str, tuple[str, str, Any]] = {
     "check": ("settings.rst", "field of a check", Check),
     "provider": ("settings.rst", "field of a provider", Handling),
     "fake": ("plugins.rst", "option", fake.Options),
+    "fake executor": ("plugins.rst", "option of fake", fake_executor.Options),
+    "ansible": ("remote.rst", "option of ansible", ansible.Options),
+    "rolling_restart": ("plugins.rst", "option of rolling_restart", rolling_restart.Options),
 }
 
 
@@ -247,6 +263,7 @@ def test_docs_access_tells_what_each_tree_is_open_to() -> None:
 
 
 WHO = ("anonymous", "another right", "the right", "admin", "scoped admin")
+TREES = list(ANONYMOUS)
 
 READS = {
     "runs": "/runs/",
@@ -255,6 +272,8 @@ READS = {
     "repos": "/api/repos/",
     "nodes": "/api/nodes/",
     "vms": "/api/vm/",
+    "remote": "/jobs",
+    "maintenance": "/v1/maintenance",
     "events": "/api/events",
 }
 REPO = {
@@ -265,6 +284,13 @@ REPO = {
     "distro_version": "jammy",
     "status": "ready",
 }
+MAINTENANCE = {
+    "hosts": ["localhost"],
+    "state": "MAINTENANCE",
+    "maintenance_at": "2018-02-28 06:06:03",
+    "workflow": "default",
+    "metadata": {},
+}
 WRITES = {
     "runs": ("/runs/", {"name": "access"}),
     "machines": ("/nodes/", {"name": "access"}),
@@ -274,12 +300,21 @@ WRITES = {
     "nodes": ("/api/nodes/127.0.0.1:1/", {}),
     # None at all can be had while there are none.
     "vms": ("/api/vm/", {"debian": 0}),
+    "remote": ("/ping", {"targets": ["localhost"]}),
+    "maintenance": ("/v1/maintenance", MAINTENANCE),
     "events": ("/api/events", {}),
 }
 
 
 def test_there_is_a_request_for_each_tree() -> None:
-    assert READS.keys() == WRITES.keys() == ANONYMOUS.keys()
+    assert list(READS) == list(WRITES) == TREES
+
+
+@pytest.fixture
+def inventory(session: Session) -> None:
+    """One host to work on, as a worker has found it."""
+    session.add_all([RemoteHost(name="localhost"), RemoteInventory(id=1, read=clock.now())])
+    session.flush()
 
 
 def headers(session: Session, who: str, tree: str) -> dict[str, str]:
@@ -301,16 +336,14 @@ def outcome(app: TestApp, tree: str, asks: str, credential: dict[str, str]) -> s
         answer = app.post_json(path, data, headers=credential, expect_errors=True)
     if answer.status_int == 401:
         assert answer.headers["WWW-Authenticate"].startswith("Basic")
-    assert answer.status_int in {200, 401, 403, 405}, answer.text
-    return "yes" if answer.status_int == 200 else str(answer.status_int)
+    assert answer.status_int in {200, 201, 401, 403, 405}, answer.text
+    return "yes" if answer.status_int in {200, 201} else str(answer.status_int)
 
 
 def test_docs_access_has_a_row_for_every_tree_reading_and_writing() -> None:
     rows = table("access.rst", "tree", "asks to", *WHO)
 
-    assert [(tree, asks) for tree, asks, *_ in rows] == [
-        (tree, asks) for tree in ANONYMOUS for asks in ("read", "write")
-    ]
+    assert [(tree, asks) for tree, asks, *_ in rows] == [(tree, asks) for tree in TREES for asks in ("read", "write")]
 
 
 def said(tree: str, asks: str) -> dict[str, str]:
@@ -318,9 +351,10 @@ def said(tree: str, asks: str) -> dict[str, str]:
     return next(dict(zip(WHO, row[2:], strict=True)) for row in rows if row[:2] == [tree, asks])
 
 
-@pytest.mark.parametrize("tree", ANONYMOUS)
+@pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("asks", ["read", "write"])
 @pytest.mark.parametrize("who", WHO)
+@pytest.mark.usefixtures("inventory")
 def test_the_access_table_is_true(app: TestApp, session: Session, tree: str, asks: str, who: str) -> None:
     assert outcome(app, tree, asks, headers(session, who, tree)) == said(tree, asks)[who]
 
@@ -334,10 +368,22 @@ def test_asking_for_the_next_storage_node_needs_the_right_to_write(app: TestApp,
     assert str(answer.status_int) == {"yes": "404"}.get(expected, expected)
 
 
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("access", ["write", "read"])
+def test_operations_on_hosts_cannot_be_opened(session: Session, who: str, access: Any) -> None:
+    with pytest.raises(configuration.SettingsError, match="remote always needs a credential"):
+        configuration.load({"LABCTL_ANONYMOUS": json.dumps({"remote": access})})
+    app = TestApp(application.make_app(Settings()))
+
+    answer = app.get("/ping", headers=headers(session, who, "remote"), expect_errors=True)
+    # Nothing was named to be pinged.
+    assert str(answer.status_int) == {"yes": "400"}.get(said("remote", "write")[who], said("remote", "write")[who])
+
+
 PAIR = Settings(api_user="chacra", api_key="secret")
 
 
-@pytest.mark.parametrize("tree", ANONYMOUS)
+@pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("asks", ["read", "write"])
 def test_the_pair_of_the_settings_has_the_rights_to_repos_and_nodes(session: Session, tree: str, asks: str) -> None:
     app = TestApp(application.make_app(PAIR))

@@ -9,6 +9,11 @@ from webtest import TestApp
 
 from labctl import app as application
 from labctl import clock
+from labctl.db import transaction
+from labctl.maintenance.models import MaintenanceSession, MaintenanceSubscription
+from labctl.remote import running
+from labctl.remote.running import Piece
+from labctl.remote.states import HostState, JobState
 from labctl.runs import queries
 from labctl.settings import ANONYMOUS, Settings
 from labctl.tokens import service as tokens
@@ -16,6 +21,8 @@ from labctl.tokens.models import Token, User
 from labctl.tokens.secrets import digest
 from labctl.vms.models import VMRequest
 from labctl.vms.states import VMState
+from tests.remote.factories import make_job
+from tests.remote.web import add_hosts
 from tests.vms.factories import make_vm
 
 from .routes import Route, routes
@@ -29,6 +36,12 @@ TOKEN = "gets32characterslikeanyothertoken"[:32]
 #: What there is of VMs: a token is of no use to list tokens, a password is.
 VMS = {"{vm}": "vm001", "{request}": "request-1", "{token}": TOKEN, "{tag}": "user"}
 THINGS |= VMS
+#: A job on hosts, which has ended: following it ends as well.
+JID = "0e9d6cf8-6f0e-4d2c-8a3c-4b9f4c8c1f5e"
+THINGS["{jid}"] = JID
+#: A maintenance session.
+SESSION = "695030ee-1c4d-11e8-a9b0-0242ac110002"
+THINGS["{session}"] = SESSION
 PASSWORD = {"Authorization": "Basic cmVhZGVyOnNlY3JldA=="}
 #: What a column is asked for, and what it holds here.
 COLUMNS = {
@@ -46,6 +59,11 @@ QUERIES = {"/queue/pop_queue": "queue=smithi", "/api/queue/pop_queue": "queue=sm
 #: GETs of the old protocols that must act, by their paths, with the reason. They are not walked.
 ACTING: dict[str, str] = {
     "/api/nodes/next": "giving a storage node out ends its turn, and build jobs ask for it with GET",
+    **{
+        f"{mount}/{operation}": "clients that wait for the end of an operation ask for it with GET"
+        for mount in ("", "/api/remote")
+        for operation in ("ping", "facter", "service", "execute")
+    },
 }
 
 
@@ -65,6 +83,7 @@ def gets(settings: Settings) -> Iterator[tuple[Route, str]]:
 URLS = sorted({url for _, url in gets(Settings())})
 #: The newest commit that is ready, in the place of a commit; searches.
 URLS += [url.replace(REPO["sha1"], "latest") for url in URLS if url.startswith("/api/repos/") and REPO["sha1"] in url]
+URLS += [f"/jobs/{JID}?outputs=1&follow=1", "/jobs?detail=1&state=0&host=alpha&operate=ping", "/target?pattern=web"]
 URLS += ["/api/search?history=1", "/api/search?sha1=latest", "/api/search?sha1=latest&distros=ubuntu/jammy&wait=1"]
 
 
@@ -90,6 +109,8 @@ def app(session: Session) -> TestApp:
     app.post_json(f"/api/repos/{REPO['project']}", repo)
     app.post_json(f"/api/builds/{REPO['project']}", repo)
     add_vms(session)
+    add_maintenance(session)
+    add_job(session)
     session.execute(text("SET TRANSACTION READ ONLY"))
     return app
 
@@ -97,7 +118,7 @@ def app(session: Session) -> TestApp:
 def add_vms(session: Session) -> None:
     """Add a VM that somebody has taken with a token, and a request for another one."""
     now = clock.now()
-    tokens.add_user(session, "reader", password="secret")
+    tokens.add_user(session, "reader", password="secret", rights=["maintenance"])
     owner = session.scalars(select(User).where(User.name == "reader")).one()
     token = Token(public_id="0" * 16, secret_hash=digest(TOKEN), user_id=owner.id, created=now, last_used=now)
     session.add(token)
@@ -108,9 +129,29 @@ def add_vms(session: Session) -> None:
     session.flush()
 
 
+def add_maintenance(session: Session) -> None:
+    """Add a session, and where a project is told."""
+    now = clock.now()
+    times = {"entered": now, "maintenance_at": now, "created": now}
+    session.add(MaintenanceSession(id=SESSION, workflow="default", state="MAINTENANCE", created_by="reader", **times))
+    where = {"url": "https://zlib.example/", "secret": "secret", "changed": now, "changed_by": "reader"}
+    session.add(MaintenanceSubscription(project=REPO["project"], **where))
+    session.flush()
+
+
+def add_job(session: Session) -> None:
+    """Add a host, and a job on it that has ended."""
+    add_hosts(session, {"alpha": ["web"]})
+    job = make_job(session, hosts=["alpha"], jid=JID)
+    with transaction() as own:
+        taken = running.claim(own, "worker", 1, 30)[0]
+        assert taken.id == job.id
+        running.finish(own, taken, [Piece("alpha", '{"status":1}', HostState.OK)], state=JobState.DONE)
+
+
 def headers(url: str) -> dict[str, str]:
     """Give what a URL asks for."""
-    return PASSWORD if "/token" in url else {}
+    return PASSWORD if "/token" in url or "/maintenance" in url else {}
 
 
 def test_there_is_a_value_for_every_column() -> None:
@@ -122,6 +163,7 @@ def test_the_walk_finds_what_there_is() -> None:
         *URLS
     }
     leaf = "/api/repos/zlib/jewel/latest/ubuntu/jammy"
+    assert {f"/jobs/{JID}", f"/api/remote/jobs/{JID}/events", "/target", "/api/remote/tasks"} <= {*URLS}
     assert {"/api/builds/zlib/jewel/45107e21", f"{leaf}/x86_64", f"{leaf}/flavors/default/repo"} <= {*URLS}
 
 
@@ -138,7 +180,7 @@ def test_a_get_writes_nothing(app: TestApp, url: str) -> None:
     assert app.head(url, headers=headers(url)).status_int == answer.status_int
 
 
-KNOWN = (RUN, "zlib", "smithi001", "vm001", "request-1", TOKEN)
+KNOWN = (RUN, "zlib", "smithi001", "vm001", "request-1", TOKEN, SESSION, JID)
 
 
 @pytest.mark.parametrize("url", [url for url in URLS if any(thing in url for thing in KNOWN)])

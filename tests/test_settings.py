@@ -9,7 +9,16 @@ import pytest
 
 from labctl import settings
 from labctl.pools import Pool
-from labctl.settings import ANONYMOUS, Access, Settings, SettingsError, load
+from labctl.settings import (
+    ALWAYS_CLOSED,
+    ANONYMOUS,
+    MAINTENANCE_REPLIES,
+    REMOTE_TIMEOUTS,
+    Access,
+    Settings,
+    SettingsError,
+    load,
+)
 
 
 @pytest.fixture
@@ -55,6 +64,9 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "ldap_rights": (["runs"], {}),
     "pools": ([{"name": "one", "alias": "a", "check": {"kind": "tcp"}}, {"name": "two"}], {}),
     "providers": ({"lab": {"plugin": "fake", "limit": 2}}, {}),
+    "executor": ({"plugin": "fake"}, {}),
+    "remote_timeouts": ({**REMOTE_TIMEOUTS, "ping": 5}, {}),
+    "maintenance_replies": ({**MAINTENANCE_REPLIES, "MAINTENANCE": 5}, {}),
 }
 
 
@@ -66,7 +78,8 @@ def other(name: str) -> tuple[Any, dict[str, Any]]:
     if get_origin(hint) is Literal:
         return next(value for value in get_args(hint) if value != default), {}
     if hint == dict[str, Access]:
-        return {key: "read" if value != "read" else "none" for key, value in default.items()}, {}
+        opened = {key: "read" if value != "read" else "none" for key, value in default.items()}
+        return {**opened, **dict.fromkeys(ALWAYS_CLOSED, "none")}, {}
     return {
         bool: lambda: not default,
         str: lambda: f"{default} and more",
@@ -130,6 +143,22 @@ def test_the_rights_of_a_tree_that_is_not_named_stay_as_they_are(file: Any) -> N
     assert Settings().anonymous == ANONYMOUS
 
 
+@pytest.mark.parametrize("access", ["read", "write"])
+@pytest.mark.parametrize("tree", ALWAYS_CLOSED)
+def test_a_tree_in_which_everybody_would_be_root_cannot_be_opened(tree: str, access: str) -> None:
+    told = mistakes({"LABCTL_ANONYMOUS": json.dumps({"runs": "none", tree: access})})
+    assert told == [f"anonymous: {tree} always needs a credential"]
+    assert load({"LABCTL_ANONYMOUS": json.dumps({tree: "none"})}).anonymous == ANONYMOUS
+
+
+def test_the_time_of_an_operation_that_is_not_named_stays_as_it_is(file: Any) -> None:
+    assert load({}, file('remote_timeouts = {"ping": 5}')).remote_timeouts == {**REMOTE_TIMEOUTS, "ping": 5}
+    (mistake,) = mistakes({"LABCTL_REMOTE_TIMEOUTS": '{"pnig": 5}'})
+    assert mistake.startswith("remote_timeouts: ")
+    assert "pnig" in mistake
+    assert "ping" in mistake
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -150,6 +179,11 @@ def test_the_rights_of_a_tree_that_is_not_named_stay_as_they_are(file: Any) -> N
         *(("pools", value) for value in ("debian", "{}", '["debian"]', '[{"size": 1}]')),
         *(("pools", f'[{{"name": "a", {more}}}]') for more in ('"size": -1', '"sise": 1', '"check": {"kind": "ping"}')),
         ("pools", '[{"name": "a b"}]'),
+        *(("executor", value) for value in ("ansible", "[]", "5")),
+        *(("remote_timeouts", value) for value in ("60", "[]", '{"ping": 0}', '{"ping": "long"}', '{"ping": null}')),
+        *(("remote_jobs", value) for value in ("0", "101", "x")),
+        *(("remote_wait", value) for value in ("0", "-1", "nan")),
+        ("remote_max_output", "1000"),
     ],
 )
 def test_a_bad_value_is_named(name: str, text: str) -> None:
@@ -225,3 +259,8 @@ def test_anonymous_may_be_set_for_every_tree_there_is() -> None:
 
     assert trees(tree(Settings())) - {None} == set(ANONYMOUS)
     assert settings.ANONYMOUS["events"] == "none"
+
+
+@pytest.mark.parametrize(("jobs", "connections"), [(8, 13), (2, 11)])
+def test_a_worker_has_connections_for_tasks_engines_and_a_few_jobs(jobs: int, connections: int) -> None:
+    assert Settings(worker_concurrency=4, remote_jobs=jobs).worker_connections() == connections

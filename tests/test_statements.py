@@ -11,15 +11,23 @@ from webtest import TestApp
 
 from labctl import app as application
 from labctl import clock, db
+from labctl.maintenance.models import MaintenanceSession
+from labctl.remote import running
+from labctl.remote.running import Piece
+from labctl.remote.states import HostState, JobState
 from labctl.runs import documents
 from labctl.settings import ANONYMOUS, Settings
 from labctl.vms.models import VMRequest
 from labctl.vms.states import VMState
+from tests.remote.factories import make_job
+from tests.remote.web import add_hosts
 from tests.vms.factories import make_vm
 
 RUN = "alice-2026-01-02_03:04:05-rados-main-distro-default-smithi"
 JOB = f"/runs/{RUN}/jobs/1500"
 TARGETS = {"ubuntu@smithi001": "key", "ubuntu@smithi002": "key"}
+#: A job on hosts that has ended, and one that waits.
+JID, WAITING_JID = "0e9d6cf8-6f0e-4d2c-8a3c-4b9f4c8c1f5e", "7d1c9a52-55f3-4b0e-9d0f-5f2b0d1d3c11"
 LEAF = "/api/repos/ceph/main/abc/ubuntu/jammy"
 LATEST = "/api/repos/ceph/main/latest/ubuntu/jammy"
 #: What a storage node reports of a repo; a build has the same keys.
@@ -32,6 +40,18 @@ REPO = {
     "archs": ["x86_64"],
     "url": "https://c.example/r/1/",
     "chacra_url": "https://c.example/repos/1/",
+}
+
+WEB = [f"web{number}" for number in range(1, 101)]
+
+#: A maintenance session.
+SESSION = "695030ee-1c4d-11e8-a9b0-0242ac110002"
+MAINTENANCE = {
+    "hosts": ["smithi001", "smithi002"],
+    "state": "MAINTENANCE",
+    "maintenance_at": "2018-02-28 06:06:03",
+    "workflow": "default",
+    "metadata": {"gate": "none"},
 }
 
 MOST_FOR_A_READ = 3
@@ -115,6 +135,18 @@ READS: dict[str, int] = {
     "/api/totalrunning": 1,
     "/api/config": 2,
     "/api/ondemandvm/request-1": 2,
+    "/v1/maintenance": 1,
+    f"/v1/maintenance/{SESSION}": 1,
+    "/api/remote": 0,
+    "/target": 1,
+    "/target?pattern=web*,!web1": 1,
+    "/jobs": 1,
+    "/jobs?detail=1": 1,
+    "/jobs?detail=1&state=0&operate=ping&host=web1&count=2&page=2": 1,
+    f"/jobs/{JID}": 1,
+    f"/jobs/{JID}?outputs=1": 2,  # the job, and what came
+    f"/jobs/{JID}?outputs=1&follow=1": 2,
+    "/tasks": 0,
 }
 
 WRITES: dict[str, tuple[Asked, int]] = {
@@ -172,6 +204,15 @@ WRITES: dict[str, tuple[Asked, int]] = {
     # Holds the VM, changes it, counts the tags.
     "tagging a VM": (("PUT", "/api/vm/vm1", {"tags": {"a": "1", "b": "2"}}), 3),
     "giving a VM back": (("DELETE", "/api/vm/vm1", None), 2),
+    # Whether the hosts are there, the job with its hosts and its event, and the task that wakes a worker.
+    "an operation on a host": (("POST", "/ping", {"targets": ["web1"]}), 3),
+    "an operation on many hosts": (("POST", "/execute", {"targets": WEB, "cmd": "true"}), 3),
+    "an operation on the hosts of a pattern": (("POST", "/ping", {"targets": ["web*"]}), 4),
+    # One after the other, so that all hosts or none are held.
+    "a deployment": (("POST", "/deploy", {"targets": WEB, "role": "nginx"}), 4),
+    # Adds it, and reads where it is; somebody else carries it out.
+    "an operation on a host that is waited for": (("GET", "/ping?target=web1&wait=0", None), 4),
+    "deleting a job on hosts": (("DELETE", f"/jobs/{JID}", None), 3),
 }
 
 #: Writes that need more than :data:`MOST_FOR_A_WRITE`, with the reason.
@@ -181,10 +222,26 @@ DEARER: dict[str, tuple[Asked, int, str]] = {
         6,
         "adds the machines and records them, once in the life of a machine",
     ),
+    "a maintenance session": (
+        ("POST", "/v1/maintenance", MAINTENANCE),
+        8,
+        "tells what its hosts are, takes its turn, looks for others that go on and that have the hosts, and writes the"
+        " session, its hosts, its first step and the event",
+    ),
+    "pausing a maintenance session": (
+        ("PUT", f"/v1/maintenance/{SESSION}", {"paused": True}),
+        6,
+        "takes its turn, holds the session and its hosts, changes it, and writes a step and the event",
+    ),
     "claiming a job": (
         ("POST", "/queue/pop_queue", {"queue": "smithi", "worker": "w"}),
         5,
         "checks the pause, takes the lease, updates the job in its two statements, and reads the answer",
+    ),
+    "cancelling a job on hosts": (
+        ("POST", f"/jobs/{WAITING_JID}/cancel", None),
+        7,
+        "holds it, notes who wants that, ends it with its hosts and two events, and reads the answer; a person asks",
     ),
 }
 
@@ -211,7 +268,19 @@ def add_vms(session: Session) -> None:
             make_vm(session, pool=pool)
     make_vm(session, name="vm1", state=VMState.RUNNING)
     session.add(VMRequest(id="request-1", wanted={}, created=clock.now(), deadline=clock.now()))
+    times = dict.fromkeys(("entered", "maintenance_at", "created"), clock.now())
+    session.add(MaintenanceSession(id=SESSION, workflow="default", state="MAINTENANCE", created_by="a", **times))
     session.flush()
+
+
+def add_remote(session: Session) -> None:
+    """Add hosts, and two jobs on them."""
+    add_hosts(session, {name: ["web"] for name in WEB})
+    make_job(session, hosts=WEB[:3], jid=JID)
+    with db.transaction() as own:
+        taken = running.claim(own, "worker", 1, 30)[0]
+        running.finish(own, taken, [Piece("web1", '{"status":1}', HostState.OK)] * 3, state=JobState.DONE)
+    make_job(session, hosts=WEB[:3], jid=WAITING_JID)
 
 
 @pytest.fixture
@@ -219,6 +288,7 @@ def app(session: Session) -> TestApp:
     app = TestApp(application.make_app(Settings(anonymous=dict.fromkeys(ANONYMOUS, "write"))))
     add_lab(app)
     add_vms(session)
+    add_remote(session)
     return app
 
 
@@ -670,3 +740,91 @@ def test_a_search_by_its_cursor_reads_as_little_at_the_end_as_at_the_beginning(
         for statement, parameters in lab_of_repos.ask("GET", path, None):
             for scan in scans(lab_of_repos.plan(statement, parameters, run=True)):
                 assert touched(scan) <= 100, f"{path}\n{statement}"
+
+
+# Plans of jobs on hosts
+
+#: Old jobs on three of 500 hosts each, one in a hundred failed, some with much output; a few that wait and go on.
+BIG_REMOTE = """
+INSERT INTO remote_hosts (name, groups) SELECT 'host' || n, '{}' FROM generate_series(1, 500) n;
+INSERT INTO remote_jobs (jid, operation, state, asked_by, created, begin_by, timeout, started, finished, last_seq,
+                         lease_until)
+  SELECT 'big-' || n, (ARRAY['ping', 'facter', 'execute', 'service', 'deploy'])[1 + n % 5],
+         CASE WHEN n > 99990 THEN 'running' WHEN n > 99980 THEN 'queued' WHEN n % 100 = 0 THEN 'failed' ELSE 'done' END,
+         'alice', at, at, 60, at, CASE WHEN n > 99980 THEN NULL ELSE at END,
+         CASE WHEN n % 1000 = 7 THEN 500 ELSE 3 END, CASE WHEN n > 99990 THEN now() + interval '1 hour' END
+  FROM generate_series(1, 100000) n, LATERAL (SELECT now() - (100000 - n) * interval '1 minute' AS at) t ORDER BY n;
+-- Foreign keys are checked by a plan that a connection keeps, perhaps one for an empty table.
+ANALYZE remote_jobs;
+INSERT INTO remote_job_hosts (job_id, position, host, operation, held, state)
+  SELECT id, place, 'host' || 1 + (id + place * 7) % 500, operation, state = 'running' AND operation = 'deploy', 'ok'
+  FROM remote_jobs, generate_series(0, 2) place WHERE jid LIKE 'big-%' ORDER BY id, place;
+INSERT INTO remote_outputs (job_id, seq, host, at, chunk)
+  SELECT id, seq, 'host1', created, '{"status":1}' FROM remote_jobs, LATERAL generate_series(1, last_seq) seq
+  WHERE jid LIKE 'big-%' ORDER BY id, seq;
+ANALYZE remote_hosts, remote_jobs, remote_job_hosts, remote_outputs;
+"""
+BIG_TABLES_OF_REMOTE = {"remote_jobs", "remote_job_hosts", "remote_outputs"}
+BIG_READS_OF_REMOTE = [
+    "/jobs",
+    "/jobs?page=3",
+    "/jobs?detail=1",
+    "/jobs?detail=1&page=3",
+    "/jobs?state=0",
+    "/jobs?state=1&detail=1",
+    "/jobs?state=2",
+    "/jobs?state=failed&detail=1",
+    "/jobs?state=queued",
+    "/jobs?operate=deploy&count=50",
+    "/jobs?operate=deploy&detail=1&count=50",
+    "/jobs?host=host7",
+    "/jobs?host=host7&detail=1",
+    "/jobs/big-77",
+    "/jobs/big-50007?outputs=1&after=400",
+    "/jobs/big-77?outputs=1&follow=1",
+    "/jobs/big-50007/events?after=450",
+]
+BIG_WRITES_OF_REMOTE: list[Asked] = [
+    ("POST", "/ping", {"targets": ["host7", "host8"]}),
+    ("POST", "/deploy", {"targets": ["host7", "host8"], "role": "nginx"}),
+    ("POST", "/deploy", {"targets": [f"host{number}" for number in range(1, 501)], "role": "nginx"}),
+    ("POST", "/jobs/big-99985/cancel", None),
+    ("POST", "/jobs/big-99995/cancel", None),
+    ("DELETE", "/jobs/big-50007", None),
+]
+
+
+class LabOfRemote(Lab):
+    """An application over many jobs on hosts."""
+
+    def __init__(self, app: TestApp, session: Session, engine: Engine) -> None:
+        self.app = app
+        self.session = session
+        self.engine = engine
+        self.job = ""
+
+
+@pytest.fixture
+def lab_of_remote(app: TestApp, session: Session, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> LabOfRemote:
+    monkeypatch.setattr(db, "MOST_PREPARED", 10_000)
+    session.execute(text(BIG_REMOTE.replace(":", "\\:")))
+    return LabOfRemote(app, session, engine)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_main_read_reads_a_whole_table_of_jobs_on_hosts(lab_of_remote: LabOfRemote, mode: str) -> None:
+    wrong = []
+    for path in BIG_READS_OF_REMOTE:
+        for statement, parameters in lab_of_remote.ask("GET", path, None):
+            for scan in scans(lab_of_remote.plan(statement, parameters, run=True, mode=mode)):
+                where = f"GET {path}: {scan['Node Type']} on {scan['Relation Name']}, {touched(scan)} rows"
+                if scan["Relation Name"] in BIG_TABLES_OF_REMOTE and (
+                    "Seq" in scan["Node Type"] or touched(scan) > MOST_ROWS
+                ):
+                    wrong.append(f"{where}\n{statement}")
+    assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_main_write_reads_a_whole_table_of_jobs_on_hosts(lab_of_remote: LabOfRemote, mode: str) -> None:
+    assert_no_write_reads_a_whole(BIG_TABLES_OF_REMOTE, lab_of_remote, BIG_WRITES_OF_REMOTE, mode)

@@ -16,6 +16,8 @@ from urllib.parse import quote, urlsplit
 import click
 
 from labctl.cli.farm import BRANCHES, Commit, Farm
+from labctl.cli.hosts import Operated, operate
+from labctl.cli.sessions import SESSIONS, Busy, Kept, maintain
 from labctl.cli.vms import Empty, take_vms
 from labctl.settings import Settings, load
 
@@ -60,9 +62,11 @@ class Lab:
         except OSError as error:
             raise click.ClickException(f"labctl does not answer: {error}") from error
         self.requests += 1
-        if answer.status == 503 and path.startswith("/api/vm/"):
+        if answer.status == 503 and path.startswith(("/api/vm/", "/target")):
             raise Empty
-        if answer.status != 200 and not (may_exist and b"already exists" in text):
+        if answer.status in (409, 509) and path.startswith(SESSIONS):
+            raise Busy(json.loads(text).get("error", ""))
+        if answer.status not in (200, 201) and not (may_exist and b"already exists" in text):
             kind = Refused if answer.status in (401, 403) else click.ClickException
             raise kind(f"{method} {path}: {answer.status} {text.decode(errors='replace')[:300]}")
         return json.loads(text)
@@ -108,7 +112,11 @@ class Week:
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed makes the same lab.")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), default=None, help="The week's last day; default: today.")
 def demo(url: str | None, token: str | None, runs: int, seed: int, until: datetime | None) -> None:
-    """Fill a running labctl with a week of a test lab: machines, queues, runs and their jobs, builds and repos, VMs."""
+    """Fill a running labctl with a week of a test lab: machines, queues, runs and their jobs, builds and repos, VMs.
+
+    On the hosts that labctl up begins with, some operations are run, one of which fails, and three maintenance sessions
+    are left behind: one is done, one has failed, one waits for tomorrow. No other host is touched.
+    """
     settings = load()
     lab = Lab(url or f"http://{settings.host}:{settings.port}", f"Bearer {token}" if token else None)
     last = (until.replace(tzinfo=UTC) if until else datetime.now(UTC)).replace(minute=0, second=0, microsecond=0)
@@ -125,11 +133,36 @@ def demo(url: str | None, token: str | None, runs: int, seed: int, until: dateti
         except Refused as error:
             click.echo(f"builds and repos are left out: give a token with the right to repos in LABCTL_TOKEN ({error})")
         taken, returned = take_vms(lab.send, week.chance, USERS)
+        operated = on_hosts(lab)
+        sessions = keep_sessions(lab) if operated.hosts else Kept()
     done = f"{sum(map(len, machines.values()))} machines, {runs} runs, {jobs} jobs"
     click.echo(
         f"{done}, {farm.builds} builds, {farm.repos} repos; {taken} VMs taken, {returned} given back; "
-        f"{lab.requests} requests"
+        f"{operated.operations} operations on {operated.hosts} hosts, {operated.failed} failed; "
+        f"maintenance sessions: {sessions}; {lab.requests} requests"
     )
+
+
+def on_hosts(lab: Lab) -> Operated:
+    """Run operations on hosts, where that may be done and there are hosts for it."""
+    try:
+        return operate(lab.send)
+    except Refused as error:
+        click.echo(f"operations on hosts are left out: give a token with the right to remote in LABCTL_TOKEN ({error})")
+    except Empty:
+        click.echo("operations on hosts are left out: no worker has read the inventory")
+    return Operated()
+
+
+def keep_sessions(lab: Lab) -> Kept:
+    """Leave maintenance sessions behind, where that may be done and there are hosts for it."""
+    try:
+        kept = maintain(lab.send)
+    except Refused as error:
+        kept = Kept(reason=f"give a token with the right to maintenance in LABCTL_TOKEN ({error})")
+    if kept.reason:
+        click.echo(f"maintenance sessions are left out: {kept.reason}")
+    return kept
 
 
 def own_credential(settings: Settings) -> str | None:

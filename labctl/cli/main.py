@@ -5,6 +5,7 @@ import sys
 import click
 
 from labctl import __version__, settings
+from labctl.cli.check import check
 from labctl.cli.db import db
 from labctl.cli.demo import demo
 from labctl.cli.token import token
@@ -24,7 +25,7 @@ def cli() -> None:
     """
 
 
-for command in (up, worker, db, user, token, demo):
+for command in (up, worker, check, db, user, token, demo):
     cli.add_command(command)
 
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from labctl import logs, settings
+from labctl import logs, processes, settings
 
 
 @click.command()
@@ -23,7 +23,7 @@ def up(with_parent: bool) -> None:
     """
     if sys.platform != "linux":
         _fail("labctl up needs Linux; elsewhere run gunicorn and labctl worker with a database of your own")
-    from labctl.up import process, supervisor
+    from labctl.up import supervisor
 
     try:
         wanted = settings.load()
@@ -31,7 +31,7 @@ def up(with_parent: bool) -> None:
         _fail("; ".join(str(error).splitlines()))
     logs.setup(wanted)
     if with_parent:
-        process.die_with_parent(signal.SIGTERM, os.getppid())
+        processes.die_with_parent(signal.SIGTERM, os.getppid())
     try:
         supervisor.run(wanted)
     except supervisor.UpError as error:

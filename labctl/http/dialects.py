@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from labctl import errors
@@ -32,6 +33,8 @@ class Dialect:
     body: Callable[[str], Any] = message_body
     #: Whether an error's message is the whole body, as text/plain.
     plain: bool = False
+    #: What is said of a method that is not there, if clients know other words for it than labctl's.
+    not_allowed: str | None = None
 
     def status(self, error: errors.LabError) -> int:
         """Find the status of an error by walking its class's ancestors."""
@@ -49,3 +52,11 @@ PADDLES = Dialect("paddles", {errors.Conflict: 400})
 SHAMAN = Dialect("shaman", {errors.Exhausted: 504}, plain=True)
 #: VMs and their tokens: a failure says only that it is one, and 503 that not enough VMs are ready.
 VMPOOLER = Dialect("vmpooler", body=lambda message: {"ok": False, "message": message})
+#: Operations on hosts: texts are escaped for HTML, as their clients have always got them.
+EXED = Dialect(
+    "exed",
+    body=lambda message: {"message": escape(message, quote=False)},
+    not_allowed="Specified method is invalid for this resource",
+)
+#: Maintenance sessions: too many of them are a 509.
+FENIX = Dialect("fenix", {errors.Exhausted: 509}, body=lambda message: {"error": message})

@@ -17,12 +17,7 @@ def trouble() -> str | None:
             revision = db.ping(session)
     except Unavailable as error:
         return error.message
-    if revision != migrations.head():
-        there = revision or "nothing"
-        return (
-            f"the schema is at {there}, this labctl needs {migrations.head()}: run labctl db upgrade, or a newer labctl"
-        )
-    return None
+    return migrations.trouble(revision)
 
 
 class HealthController(Resource):

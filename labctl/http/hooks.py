@@ -69,6 +69,8 @@ class RequestHook(PecanHook):
             message = f"internal error; the log has more under request id {request.request_id}"
             return _answer(500, dialect, message)
         message = error.message if error.field is None else f"{error.field}: {error.message}"
+        if isinstance(error, MethodNotAllowed):
+            message = dialect.not_allowed or message
         answer = _answer(dialect.status(error), dialect, message)
         match error:
             case Unauthenticated():

@@ -67,6 +67,11 @@ def dumps(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
 
 
+def raw(text: str) -> Any:
+    """Make a part of what :func:`dumps` writes of JSON that is ready to be sent."""
+    return orjson.Fragment(text)
+
+
 def with_next(value: Any, next_url: str | None) -> Response:
     """Make a response that says in a Link header where the list goes on, if it does."""
     answer = response(value)

@@ -65,7 +65,7 @@ class Request(pecan.Request):
         """Give the URL that was asked for, without its query, and encoded as it was: a name may hold a slash."""
         raw: str = self.environ.get("RAW_URI", "")
         sent = raw.partition("?")[0] if raw.startswith("/") and raw.isascii() else str(self.path)
-        return self._server_url() + sent
+        return self.server_url() + sent
 
     def path_text(self) -> str:
         """Give the decoded path for a log line, whatever bytes it holds."""
@@ -75,9 +75,9 @@ class Request(pecan.Request):
 
     def base_url(self) -> str:
         """Give the URL under which the tree was asked for, without a trailing slash."""
-        return self._server_url() + self.environ["labctl.mounted_at"]
+        return self.server_url() + self.environ["labctl.mounted_at"]
 
-    def _server_url(self) -> str:
+    def server_url(self) -> str:
         """Give the URL of this server as the client knows it; a Host that is none must not end up in an answer."""
         if _HOST.fullmatch(self.environ.get("HTTP_HOST", "")):
             return self.host_url

@@ -69,6 +69,8 @@ class Machine(Base):
     locked_by: Mapped[str | None] = mapped_column(String(255))
     mac_address: Mapped[str | None] = mapped_column(String(255))
     ssh_pub_key: Mapped[str | None] = mapped_column(Text)
+    #: Why nobody gets it any more, be it free or not: an unlocked one cannot be locked; None: anybody may.
+    cordoned: Mapped[str | None] = mapped_column(Text)
     #: See :data:`MACHINE_DOCUMENT`.
     document: Mapped[str] = mapped_column(
         Text,

@@ -40,6 +40,23 @@ _FIND = select(_machines.c.id).where(_machines.c.name == bindparam("name"))
 _FIND_HOST = _FIND.with_for_update(read=True, key_share=True)
 _CHANGE = update(_machines).where(_machines.c.id == bindparam("machine"))
 _ADD = insert(_machines).on_conflict_do_nothing(index_elements=["name"]).returning(_machines.c.id)
+_CORDON = (
+    update(_machines)
+    .where(_machines.c.name == bindparam("this_name"), _machines.c.cordoned.is_distinct_from(bindparam("new_reason")))
+    .values(cordoned=bindparam("new_reason"))
+    .returning(_machines.c.id)
+)
+_TAKE_CORDONED = (
+    update(_machines)
+    .where(_machines.c.name == bindparam("this_name"), ~_machines.c.locked, _machines.c.cordoned.is_not(None))
+    .values(
+        locked=True,
+        locked_by=bindparam("new_locked_by"),
+        locked_since=bindparam("new_since"),
+        description=_machines.c.cordoned,
+    )
+    .returning(_machines.c.description)
+)
 _REMOVE = delete(_machines).where(_machines.c.name == bindparam("name"), ~_machines.c.locked).returning(_machines.c.id)
 
 _FIND_ALL = (
@@ -73,6 +90,7 @@ def _as_wanted(column: str) -> Any:
 _free = (
     _machines.c.up,
     ~_machines.c.locked,
+    _machines.c.cordoned.is_(None),
     _machines.c.machine_type == any_(bindparam("wanted_machine_types", type_=ARRAY(Text))),
     *(_as_wanted(name) for name in ("os_type", "os_version", "arch")),
 )
@@ -250,6 +268,38 @@ def unlock_many(session: Session, names: Sequence[str], locked_by: str) -> Seque
     return sorted(unlocked, key=itemgetter("name"))
 
 
+def cordon(session: Session, name: str, reason: str) -> bool:
+    """See to it that nobody can lock a machine any more, whose lock stays; tells whether there is such a machine."""
+    if session.execute(_CORDON, {"this_name": name, "new_reason": reason}).first() is not None:
+        record(session, "machine.cordoned", f"machines/{name}", reason=reason)
+        return True
+    return session.execute(_FIND, {"name": name}).first() is not None
+
+
+def take(session: Session, name: str, locked_by: str) -> bool:
+    """Lock a cordoned machine for whoever has cordoned it; tells whether it is theirs, which it is not while in use."""
+    values = {"this_name": name, "new_locked_by": locked_by, "new_since": clock.now()}
+    taken = session.execute(_TAKE_CORDONED, values).first()
+    if taken is not None:
+        record(session, "machine.locked", f"machines/{name}", locked_by=locked_by, description=taken.description)
+        return True
+    found = session.execute(_HOLD, {"name": name}).mappings().first()
+    return found is None or found["locked_by"] == locked_by
+
+
+def uncordon(session: Session, name: str, locked_by: str) -> None:
+    """Let a machine be locked again, and unlock it if :func:`take` has locked it."""
+    machine = session.execute(_HOLD, {"name": name}).mappings().first()
+    if machine is None or machine["cordoned"] is None:
+        return
+    mine = machine["locked_by"] == locked_by
+    free = {"locked": False, "locked_by": None, "locked_since": None} if mine else {}
+    session.execute(_CHANGE, {"machine": machine["id"], "cordoned": None, **free})
+    if mine:
+        record(session, "machine.unlocked", f"machines/{name}", **_reason({**machine, "locked_by": locked_by}))
+    record(session, "machine.uncordoned", f"machines/{name}", reason=machine["cordoned"])
+
+
 def ensure(session: Session, names: Sequence[str], machine_type: str | None) -> list[int]:
     """Give the ids of machines, adding those that are not known: not up, so that nobody is given them.
 
@@ -314,6 +364,8 @@ def _lock_rules(machine: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> dict[s
         raise Invalid(f"Cannot {verb} without specifying locked_by")
     if wanted["locked"]:
         if not machine["locked"]:
+            if machine["cordoned"] is not None:
+                raise Forbidden(f"Cannot lock - it is out of service: {machine['cordoned']}")
             why = wanted.get("description", machine["description"])
             return {"locked": True, "locked_by": by, "locked_since": clock.now(), "description": why}
         if description is not None and (by, description) == (machine["locked_by"], machine["description"]):

@@ -85,6 +85,19 @@ class Directory:
             self._places.release()
         raise Unavailable("LDAP, which knows the passwords, cannot be asked at the moment")
 
+    def troubles(self) -> dict[str, str | None]:
+        """Say of each server why it cannot be asked now, None if it can: connect, and log in as who searches."""
+        return {url: self._trouble(url) for url in self.urls}
+
+    def _trouble(self, url: str) -> str | None:
+        try:
+            with self._connection(url) as connection:
+                if self.bind_dn and _bind(connection, self.bind_dn, self.bind_password) != _SUCCESS:
+                    return f"bind_dn was refused: {connection.result['description']}"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
     def _ask(self, url: str, name: str, password: str) -> str | None:
         with self._connection(url) as connection:
             if self.user_dn:

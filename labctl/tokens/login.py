@@ -26,7 +26,7 @@ class Login:
         """Take the settings; raises OSError if the CA's certificates for LDAP cannot be read."""
         self.pair = service.Pair(settings.api_user, settings.api_key, frozenset(("repos", "nodes")))
         self.grants = service.Grants(frozenset(settings.ldap_rights), frozenset(settings.ldap_admins))
-        self.directory = _directory(settings)
+        self.directory = directory(settings)
         #: From which addresses the pair has come, and when last in the slow way; gone with the first wrong password.
         self._known: dict[tuple[str, str], float] = {}
 
@@ -130,7 +130,8 @@ class Login:
         return account.identity
 
 
-def _directory(settings: Settings) -> "Directory | None":
+def directory(settings: Settings) -> "Directory | None":
+    """Give what the settings say of LDAP, None if nothing; raises OSError if the CA's certificates cannot be read."""
     if not settings.ldap_urls:
         return None
     # It brings a library that costs every process 14 MB.

@@ -35,6 +35,8 @@ SETTINGS = {
     "max_connections": "200",
     "shared_buffers": "128MB",
     "fsync": "on",
+    # What is counted in an index alone is slow while pages of its table wait for this.
+    "autovacuum_naptime": "10s",
     "synchronous_commit": "on",
     "full_page_writes": "on",
     "password_encryption": "scram-sha-256",

@@ -1,35 +1,12 @@
 """Start processes that do not outlive the one that started them."""
 
-import ctypes
 import os
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
-
-_prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-
-def die_with_parent(number: int, parent: int) -> None:
-    """Have the kernel send this process the signal ``number`` when its parent, process ``parent``, ends in any way."""
-    _call(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:
-        # It was gone before the kernel knew.
-        os.kill(os.getpid(), number)
-
-
-def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends, so that :func:`children` knows them all."""
-    _call(PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _call(option: int, value: int) -> None:
-    if _prctl(option, value, 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+from labctl.processes import die_with_parent
 
 
 def children() -> set[int]:

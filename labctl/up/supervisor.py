@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import psycopg2
 
+from labctl import processes
 from labctl.settings import Settings
-from labctl.up import files, process
+from labctl.up import files, process, remote
 from labctl.up.binaries import PostgresError
 from labctl.up.child import Child
 from labctl.up.postgres import Postgres
@@ -66,7 +67,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Start everything, watch over it, and end it, whatever happens in between."""
-        process.adopt_orphans()
+        processes.adopt_orphans()
         with ExitStack() as ending:
             self._family = self._lock_home(ending)
             self.listener = self._listen()
@@ -126,6 +127,7 @@ class Supervisor:
         if self.postgres:
             # Other labctl commands find the database by it.
             files.write_secret(self.home / "database.url", f"{url}\n")
+        remote.prepare(self.settings, self.home)
         self._check_stop()
         self.web.start()
         self.worker.start()
@@ -136,10 +138,10 @@ class Supervisor:
         if self.settings.database_url:
             check_reachable(self.settings.database_url)
             return self.settings.database_url
-        processes = (
-            2 * self.settings.web_workers * self.settings.database_pool_size + 6 * self.settings.worker_concurrency
-        )
-        self.postgres = Postgres(self.home, {"max_connections": str(max(200, processes + 50))})
+        web = 2 * self.settings.web_workers * self.settings.database_pool_size
+        worker = 2 * self.settings.worker_connections()
+        # The rest is for the task queue, commands, backups and people.
+        self.postgres = Postgres(self.home, {"max_connections": str(max(200, web + worker + 50))})
         self.postgres.prepare(self._pause)
         self.database = Child("database", self.postgres.spawn, stop_signal=signal.SIGINT)
         self.database.start()

@@ -48,7 +48,13 @@ _ENGINES = frozenset(Handling.__dataclass_fields__)
 
 def check(settings: Settings) -> list[str]:
     """List every mistake in the settings of pools, providers and tags, a line each."""
-    mistakes, _ = _load(settings)
+    mistakes, _ = load(settings)
+    return mistakes
+
+
+def load(settings: Settings) -> tuple[list[str], dict[str, Served]]:
+    """List every mistake in what the settings say of VMs, and give the providers that there are in spite of them."""
+    mistakes, served = _load_providers(settings)
     names = Counter(pool.name for pool in settings.pools)
     mistakes += [f"pools: there are {number} called {name}" for name, number in names.items() if number > 1]
     for pool in settings.pools:
@@ -56,17 +62,22 @@ def check(settings: Settings) -> list[str]:
         if pool.provider not in settings.providers:
             there = ", ".join(sorted(settings.providers)) or "none"
             mistakes.append(f"{where}.provider: there is no provider {pool.provider!r}; there are: {there}")
+        elif pool.provider in served:
+            try:
+                served[pool.provider].provider.check_options(pool.options)
+            except Misconfigured as error:
+                mistakes += [f"{where}.options.{line}" for line in str(error).splitlines()]
     for tag, pattern in settings.vm_tag_filters.items():
         try:
             re.compile(pattern)
         except re.error as error:
             mistakes.append(f"vm_tag_filters.{tag}: {error}")
-    return mistakes
+    return mistakes, served
 
 
 def providers(settings: Settings) -> dict[str, Served]:
     """Make the providers; raises :class:`Misconfigured` with every mistake."""
-    mistakes, served = _load(settings)
+    mistakes, served = load(settings)
     if mistakes:
         raise Misconfigured("\n".join(mistakes))
     return served
@@ -86,7 +97,7 @@ def rules(settings: Settings) -> Rules:
     )
 
 
-def _load(settings: Settings) -> tuple[list[str], dict[str, Served]]:
+def _load_providers(settings: Settings) -> tuple[list[str], dict[str, Served]]:
     mistakes: list[str] = []
     served = {}
     for name, entry in settings.providers.items():

@@ -18,12 +18,12 @@ from typing import Any
 from labctl import clock, db
 from labctl.errors import Unavailable
 from labctl.pools import Check
-from labctl.vms import listing, on_demand, planning, upkeep, work
+from labctl.vms import cordon, listing, on_demand, planning, upkeep, work
 from labctl.vms.calls import Calls, Ended, Hung
 from labctl.vms.config import Served
 from labctl.vms.jobs import Destroy, DestroyOrphan, Job, Lane, List, Look, Make, Work
-from labctl.vms.provider import Misconfigured, NoCapacity
-from labctl.vms.standing import Standing, provider_answered, provider_failed, standings
+from labctl.vms.provider import Misconfigured, NoCapacity, Unreachable
+from labctl.vms.standing import Standing, provider_answered, provider_failed, provider_is_gone, standings
 from labctl.vms.states import VMState
 from labctl.vms.upkeep import Held, Rules
 
@@ -176,6 +176,8 @@ class Engine:
 
     def _is_the_providers(self, job: Job, error: Exception) -> bool:
         """Tell whether a failure counts against the provider; those of one pool in a row are that pool's own."""
+        if isinstance(error, Unreachable):
+            return False
         if not isinstance(job, Make) or isinstance(error, Hung):
             return True
         before, self._failed[job.provider] = self._failed.get(job.provider), job.vm.pool
@@ -218,6 +220,8 @@ class Engine:
     def _warn_of(self, provider: str) -> None:
         """Say once that there are VMs of a provider that is not configured any more; they stay as they are."""
         if provider not in self._unknown:
+            with db.transaction() as session:
+                provider_is_gone(session, provider)
             self._unknown.add(provider)
             log.warning("provider_not_configured", extra={"provider": provider})
 
@@ -232,20 +236,21 @@ class Engine:
                 work.drop(session, provider)
                 jobs += [Work(provider, one) for one in work.claim(*claim, number, self._lease)]
             else:
+                avoid = cordon.cordoned(session) if what == VMState.REQUESTED else frozenset()
                 for vm in upkeep.claim(*claim, VMState(what), number, self._lease):
                     ttl = self.rules.time_to_live(vm.pool)
                     if vm.state == VMState.READY and ttl and vm.ready and vm.ready + ttl <= clock.now():
                         upkeep.complete(session, vm, "it has been ready for too long")
                     else:
-                        jobs.append(self._job(vm))
+                        jobs.append(self._job(vm, avoid))
         # After the commit: whatever happens from here on, the claim is there.
         for job in jobs:
             self._call(job)
 
-    def _job(self, vm: Held) -> Job:
+    def _job(self, vm: Held, avoid: frozenset[str]) -> Job:
         pool = self.rules.catalog.pools.get(vm.pool)
         if vm.state == VMState.REQUESTED:
-            return Make(vm.provider, vm, dict(pool.options) if pool else {})
+            return Make(vm.provider, vm, dict(pool.options) if pool else {}, avoid)
         if vm.state == VMState.COMPLETED:
             return Destroy(vm.provider, vm)
         return Look(vm.provider, vm, pool.check if pool else Check())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from labctl import times
@@ -22,7 +23,6 @@ FINE = "Battle station fully armed and operational."
 VIEWS = ("boot", "capacity", "clone", "pools", "queue")
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_BEING_MADE = (VMState.REQUESTED, VMState.PENDING)
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,13 @@ class Present:
         """Give the size that each pool should have now."""
         return {name: value(pool, self.states.get(name), "size") for name, pool in self.catalog.pools.items()}
 
-    def number(self, pool: str, *states: VMState) -> int:
+    def number(self, pool: str, state: VMState) -> int:
         """Count VMs of a pool."""
-        return sum(self.counts.get((pool, state), 0) for state in states)
+        return self.counts.get((pool, state), 0)
+
+    def being_made(self, pool: str) -> int:
+        """Count VMs of a pool that are on their way."""
+        return self.number(pool, VMState.REQUESTED) + self.number(pool, VMState.PENDING)
 
     def blocked(self) -> dict[str, str]:
         """Say why no VMs are made in which pools, but for a try now and then."""
@@ -92,7 +96,7 @@ def _queue(present: Present) -> dict[str, int]:
     for (_, state), number in present.counts.items():
         states[state] += number
     return {
-        "pending": sum(states[state] for state in _BEING_MADE),
+        "pending": states[VMState.REQUESTED] + states[VMState.PENDING],
         "cloning": states[VMState.REQUESTED],
         "booting": states[VMState.PENDING],
         "ready": states[VMState.READY],
@@ -108,7 +112,7 @@ def _pool(present: Present, pool: Pool) -> dict[str, Any]:
     shown = {
         "ready": present.number(pool.name, VMState.READY),
         "running": present.number(pool.name, VMState.RUNNING),
-        "pending": present.number(pool.name, *_BEING_MADE),
+        "pending": present.being_made(pool.name),
         "max": present.sizes[pool.name],
         "lastBoot": times.to_wire_with_offset(last) if last else "",
     }
@@ -151,15 +155,15 @@ class Tally:
     least: float | None = None
     most: float | None = None
 
-    def __add__(self, other: "Tally") -> "Tally":
-        """Put two together."""
-        least = [each for each in (self.least, other.least) if each is not None]
-        most = [each for each in (self.most, other.most) if each is not None]
-        return Tally(
-            self.count + other.count,
-            self.total + other.total,
-            min(least, default=None),
-            max(most, default=None),
+    @classmethod
+    def of(cls, tallies: Iterable["Tally"]) -> "Tally":
+        """Put some together."""
+        done = list(tallies)
+        return cls(
+            sum([each.count for each in done]),
+            sum([each.total for each in done]),
+            min([each.least for each in done if each.least is not None], default=None),
+            max([each.most for each in done if each.most is not None], default=None),
         )
 
     def duration(self) -> dict[str, float]:
@@ -172,14 +176,13 @@ class Tally:
         }
 
 
-def _tally(row: Any, task: str) -> Tally:
-    count = getattr(row, f"{task}s") or 0
-    total, least, most = (getattr(row, f"{task}_{name}") for name in ("total", "min", "max"))
-    return Tally(count, total or 0.0, least, most)
+def _tallies(rows: Iterable[Any], task: str) -> list[Tally]:
+    figures = attrgetter(f"{task}s", *(f"{task}_{name}" for name in ("total", "min", "max")))
+    return [Tally(count or 0, total or 0.0, least, most) for count, total, least, most in map(figures, rows)]
 
 
 def _today(present: Present, task: str) -> dict[str, Any]:
-    done = sum((_tally(state, task) for state in present.states.values()), Tally())
+    done = Tally.of(_tallies(present.states.values(), task))
     return {"duration": done.duration(), "count": {"total": done.count}}
 
 
@@ -239,12 +242,12 @@ def summary_to_wire(past: Past, part: str | None = None, only: str | None = None
 
 def _task(past: Past, task: str, only: str | None) -> tuple[dict[str, Any], dict[date, dict[str, Any]]]:
     by_day: dict[date, dict[str, Tally]] = {day: {} for day in past.days()}
-    by_pool: dict[str, Tally] = {}
-    for row in past.pools:
-        done = _tally(row, task)
+    of_pool: dict[str, list[Tally]] = {}
+    for row, done in zip(past.pools, _tallies(past.pools, task), strict=True):
         if done.count:
             by_day[row.day][row.pool] = done
-            by_pool[row.pool] = by_pool.get(row.pool, Tally()) + done
+            of_pool.setdefault(row.pool, []).append(done)
+    by_pool = {pool: Tally.of(tallies) for pool, tallies in of_pool.items()}
     of_day = {day: _of_task(pools, None, only) for day, pools in by_day.items()}
     counts = [sum(done.count for done in pools.values()) for pools in by_day.values()]
     return _of_task(by_pool, counts, only), of_day
@@ -252,7 +255,7 @@ def _task(past: Past, task: str, only: str | None) -> tuple[dict[str, Any], dict
 
 def _of_task(pools: Mapping[str, Tally], counts: Sequence[int] | None, only: str | None) -> dict[str, Any]:
     """Shape a task; ``counts`` are those of the days, if it is about several."""
-    done = sum(pools.values(), Tally())
+    done = Tally.of(pools.values())
     duration: dict[str, Any] = done.duration()
     count: dict[str, Any] = {"total": done.count}
     if counts is not None:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from labctl.pools import Check
 from labctl.vms import listing, readiness, upkeep, work
 from labctl.vms.listing import HeldOrphan, Reading
-from labctl.vms.provider import Found, Misconfigured, Provider, Wanted
+from labctl.vms.provider import Found, Misconfigured, Partial, Provider, Wanted
 from labctl.vms.states import VMState, WorkKind
 from labctl.vms.upkeep import Held, Rules
 from labctl.vms.work import HeldWork
@@ -57,11 +57,17 @@ class Make(Job):
 
     vm: Held
     options: dict[str, Any]
+    avoid: frozenset[str]
     lane: ClassVar[Lane] = Lane.MAKE
+
+    @property
+    def is_new(self) -> bool:
+        """Tell whether this is the first time that anybody asks for it."""
+        return self.vm.lease_attempt == 1
 
     def call(self, provider: Provider) -> None:
         """Make it, or make sure that it is made."""
-        provider.create(Wanted(self.vm.name, self.vm.template, self.options, self.vm.domain))
+        provider.create(Wanted(self.vm.name, self.vm.template, self.options, self.vm.domain, self.avoid, self.is_new))
 
     def succeeded(self, session: Session, rules: Rules, result: None, seconds: float) -> None:
         """It is pending."""
@@ -193,7 +199,8 @@ class List(Job):
 
     def call(self, provider: Provider) -> frozenset[str]:
         """Read the list."""
-        return frozenset(provider.names())
+        found = provider.names()
+        return found if isinstance(found, Partial) else frozenset(found)
 
     def succeeded(self, session: Session, rules: Rules, result: frozenset[str], seconds: float) -> None:
         """Compare."""

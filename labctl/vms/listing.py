@@ -13,7 +13,8 @@ from labctl import clock, lease
 from labctl.db import table
 from labctl.events.service import record
 from labctl.vms.models import VM, Orphan, ProviderState
-from labctl.vms.standing import PROVIDER_FIRST
+from labctl.vms.provider import Partial
+from labctl.vms.standing import LONGEST_REASON, PROVIDER_FIRST
 from labctl.vms.states import VMState
 from labctl.vms.upkeep import completion, free, note_completed
 
@@ -60,23 +61,38 @@ def take_on(session: Session, provider: str, interval: float, deadline: float) -
 
 
 def compare(session: Session, reading: Reading, names: Collection[str]) -> None:
-    """Note which names nobody knows and which VMs are not there, and act on what two lists in a row say."""
+    """Note which names nobody knows and which VMs are not there, and act on what two lists in a row say.
+
+    What is :class:`Partial` says nothing of VMs on other hypervisors than those that it is of.
+    """
     current = select(_providers.c.listed).where(_providers.c.provider == reading.provider)
     if session.execute(current).scalar() != reading.began:
         return
-    _note_orphans(session, reading, sorted(names))
+    trouble, hosts = (names.trouble, sorted(names.hosts)) if isinstance(names, Partial) else (None, None)
+    _note_trouble(session, reading.provider, trouble)
+    _note_orphans(session, reading, sorted(names), is_all=hosts is None)
     if reading.before is not None:
-        _note_missing(session, reading, sorted(names))
+        _note_missing(session, reading, sorted(names), hosts)
 
 
-def _note_orphans(session: Session, reading: Reading, names: list[str]) -> None:
+def _note_trouble(session: Session, provider: str, trouble: str | None) -> None:
+    """Keep what is wrong with a part of a provider, for people; what is wrong with all of it is kept by its breaker."""
+    this = (_providers.c.provider == provider) & (_providers.c.failures == 0)
+    reason = trouble and trouble[:LONGEST_REASON]
+    session.execute(update(_providers).where(this, _providers.c.reason.is_distinct_from(reason)).values(reason=reason))
+    if trouble:
+        log.warning("provider_partly_silent", extra={"provider": provider, "reason": trouble})
+
+
+def _note_orphans(session: Session, reading: Reading, names: list[str], *, is_all: bool) -> None:
     """Count the sightings of names that no VM has that should be there; a row is always older than what it names."""
     listed = func.unnest(_names).table_valued("name", name="listed").render_derived()
     known = exists().where(_vms.c.name == listed.c.name, _vms.c.state != VMState.DESTROYED)
     found = session.execute(select(listed.c.name).where(~known).order_by(listed.c.name), {"names": names})
     unknown = list(found.scalars())
-    gone = delete(_orphans).where(_orphans.c.provider == reading.provider, _orphans.c.name != all_(_names))
-    session.execute(gone, {"names": unknown})
+    if is_all:
+        gone = delete(_orphans).where(_orphans.c.provider == reading.provider, _orphans.c.name != all_(_names))
+        session.execute(gone, {"names": unknown})
     if not unknown:
         return
     add = upsert(_orphans).values(
@@ -89,12 +105,16 @@ def _note_orphans(session: Session, reading: Reading, names: list[str]) -> None:
             log.warning("vm_orphaned", extra={"vm": name, "provider": reading.provider})
 
 
-def _note_missing(session: Session, reading: Reading, names: list[str]) -> None:
-    """Count how often VMs were not listed that were there before the list was read, and before the one before it."""
+def _note_missing(session: Session, reading: Reading, names: list[str], hosts: list[str] | None) -> None:
+    """Count how often VMs were not listed that were there before the list was read, and before the one before it.
+
+    ``hosts``: the hypervisors that were asked, None for all.
+    """
     should_be_there = and_(
         _vms.c.provider == reading.provider,
         _vms.c.state.in_((VMState.PENDING, VMState.READY, VMState.RUNNING)),
         _vms.c.cloned < reading.before,
+        *([] if hosts is None else [_vms.c.host.in_(hosts)]),
     )
     # Somebody may be taking one at this moment, and is not waited for: the next list will tell.
     there = select(_vms.c.id).where(should_be_there).with_for_update(skip_locked=True, key_share=True)

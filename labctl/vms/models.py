@@ -30,6 +30,7 @@ class VM(Leased, Base):
         Index("ix_vms_destroyed", "destroyed", postgresql_where=text("state = 'destroyed'")),
         Index("ix_vms_token_id", "token_id", postgresql_where=text("state = 'running'")),
         Index("ix_vms_request_id", "request_id"),
+        Index("ix_vms_host", "host", postgresql_where=text("state <> 'destroyed'")),
         # Counting by pool and state is done in the index alone as far as the table was vacuumed since it changed.
         {"postgresql_with": {"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02"}},
     )
@@ -156,6 +157,16 @@ class ProviderState(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     #: When what it has was last compared with what there should be.
     listed: Mapped[datetime | None] = _time()
+
+
+class Cordon(Base):
+    """A hypervisor on which no VM is made or given out any more."""
+
+    __tablename__ = "vm_cordons"
+
+    host: Mapped[str] = mapped_column(Text, primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    since: Mapped[datetime] = _time()
 
 
 class Orphan(Leased, Base):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import and_, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from labctl import clock
@@ -23,16 +23,21 @@ log = logging.getLogger(__name__)
 
 #: VMs that one plan completes of one pool; the next plan goes on.
 BATCH = 100
+#: The part of a pool that is made anew at once while ready VMs of another template are still there.
+ANEW = 0.25
 
 _vms = table(VM)
 _pool_states = table(PoolState)
 _UNUSED = (VMState.REQUESTED, VMState.PENDING, VMState.READY)
 _for_request = _vms.c.request_id.is_not(None).label("for_request")
-_COUNTS = (
-    select(_vms.c.pool, _vms.c.provider, _vms.c.template, _vms.c.state, _for_request, func.count().label("number"))
-    .where(_vms.c.state.in_(_UNUSED))
-    .group_by(_vms.c.pool, _vms.c.provider, _vms.c.template, _vms.c.state, _for_request)
-)
+# Asked for at least once, and it did not fail.
+_no_room = and_(
+    _vms.c.state == VMState.REQUESTED,
+    _vms.c.reason.is_not(None),
+    _vms.c.failures == 0,
+).label("no_room")
+_KIND = (_vms.c.pool, _vms.c.provider, _vms.c.template, _vms.c.state, _for_request, _no_room)
+_COUNTS = select(*_KIND, func.count().label("number")).where(_vms.c.state.in_(_UNUSED)).group_by(*_KIND)
 _POOL_STATES = select(_pool_states)
 _BE_ALONE = select(func.pg_try_advisory_xact_lock(int(Lock.ENGINE), 0))
 
@@ -117,10 +122,13 @@ def decide(rules: Rules, found: Survey) -> Plan:
 
 def _needs(rules: Rules, found: Survey) -> Iterator[_Need]:
     now = clock.now()
-    have, requested = Counter[tuple[str, str]](), Counter[str]()
+    have, ready = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    requested, ready_of_any = Counter[str](), Counter[str]()
     for row in found.counts:
         if not row.for_request:
             have[row.pool, row.template] += row.number
+            ready[row.pool, row.template] += row.number * (row.state == VMState.READY)
+            ready_of_any[row.pool] += row.number * (row.state == VMState.READY)
             requested[row.pool] += row.number * (row.state == VMState.REQUESTED)
     for name, pool in rules.catalog.pools.items():
         state = found.pools.get(name)
@@ -133,12 +141,16 @@ def _needs(rules: Rules, found: Survey) -> Iterator[_Need]:
             at_once = 1
         if found.providers.get(pool.provider, Standing()).open:
             continue
+        most = at_once - requested[name]
+        if ready_of_any[name] > ready[name, template]:
+            being_made = have[name, template] - ready[name, template]
+            most = min(most, max(1, int(size * ANEW)) - being_made)
         if size:
-            yield _Need(pool, template, size, have[name, template], at_once - requested[name])
+            yield _Need(pool, template, size, have[name, template], most)
 
 
 def _surplus(rules: Rules, found: Survey) -> Iterator[Surplus]:
-    ready, have, strange = Counter[str](), Counter[str](), Counter[str]()
+    ready, no_room, old, strange = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for row in found.counts:
         if row.for_request:
             continue
@@ -146,17 +158,22 @@ def _surplus(rules: Rules, found: Survey) -> Iterator[Surplus]:
         if pool is None:
             strange[row.pool] += row.number
         elif row.template != value(pool, found.pools.get(row.pool), "template"):
-            if row.state == VMState.READY:
-                template = value(pool, found.pools.get(row.pool), "template")
-                yield Surplus(row.pool, (VMState.READY,), row.number, "its pool has another template", template)
+            old[row.pool] += row.number * (row.state == VMState.READY)
         else:
-            have[row.pool] += row.number
+            no_room[row.pool] += row.number * row.no_room
             ready[row.pool] += row.number * (row.state == VMState.READY)
     for name, number in strange.items():
         yield Surplus(name, _UNUSED, number, "its pool is not configured any more")
-    for name, number in have.items():
-        pool = rules.catalog.pools[name]
-        over = min(ready[name], number - value(pool, found.pools.get(name), "size"))
+    for name, number in old.items():
+        pool, state = rules.catalog.pools[name], found.pools.get(name)
+        # One goes for each that has come; and for each that has no room before one goes.
+        over = min(number, number + ready[name] + no_room[name] - value(pool, state, "size"))
+        if over > 0:
+            template = value(pool, state, "template")
+            yield Surplus(name, (VMState.READY,), over, "its pool has another template", template)
+    for name, number in ready.items():
+        # Those that are on their way are waited for: then others are too many.
+        over = number - value(rules.catalog.pools[name], found.pools.get(name), "size")
         if over > 0:
             yield Surplus(name, (VMState.READY,), over, "its pool is smaller now")
 

@@ -7,7 +7,7 @@ things, not for a change. A call may take minutes; the engine has a deadline for
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +24,10 @@ class Failed(ProviderError):
     """It did not work. It is tried again a few times, later and later; every other exception counts as this."""
 
 
+class Unreachable(Failed):
+    """A part of the provider, such as one hypervisor of several, does not answer; that says nothing of the rest."""
+
+
 class Misconfigured(ProviderError):
     """It cannot work before somebody changes the configuration, such as a template that is not there."""
 
@@ -37,6 +41,10 @@ class Wanted:
     #: The pool's ``options``.
     options: Mapping[str, Any]
     domain: str = ""
+    #: Hypervisors, as :attr:`Found.host` names them, that are out of service: it must not be made there.
+    avoid: frozenset[str] = frozenset()
+    #: Nobody has asked for it before: it is nowhere yet, not even where nobody answers.
+    is_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,21 @@ class Found:
     addresses: tuple[str, ...] = ()
     #: The hypervisor it is on.
     host: str = ""
+
+
+class Partial(frozenset[str]):
+    """The names that some hypervisors have listed, while others did not answer."""
+
+    hosts: frozenset[str]
+    #: What is wrong with the others.
+    trouble: str
+
+    def __new__(cls, names: Iterable[str], hosts: Iterable[str], trouble: str) -> "Partial":
+        """``hosts``: those that have listed all they have, as :attr:`Found.host` names them."""
+        self = super().__new__(cls, names)
+        self.hosts = frozenset(hosts)
+        self.trouble = trouble
+        return self
 
 
 class Provider(ABC):
@@ -64,6 +87,12 @@ class Provider(ABC):
         Raises :class:`Misconfigured` with one line for each mistake, naming the option.
         """
 
+    def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027 (not every provider minds)
+        """Check a pool's ``options``, as far as that is possible without a connection, when a process starts.
+
+        Raises :class:`Misconfigured` with one line for each mistake, naming the option.
+        """
+
     @abstractmethod
     def create(self, wanted: Wanted) -> None:
         """See to it that the VM exists and starts to run; its boot is not waited for.
@@ -75,20 +104,24 @@ class Provider(ABC):
 
     @abstractmethod
     def look_up(self, name: str) -> Found | None:
-        """Tell how a VM does, None if there is none of that name. Raises :class:`Failed` if that cannot be told."""
+        """Tell how a VM does, None if there is none of that name.
+
+        Raises :class:`Failed` if that cannot be told, :class:`Unreachable` if it can be told of other VMs.
+        """
 
     @abstractmethod
     def destroy(self, name: str) -> None:
         """See to it that the VM and everything that belongs to it (disks, snapshots) is gone; gone already is gone.
 
-        Raises :class:`Failed`.
+        Raises :class:`Failed`, and :class:`Unreachable` if others can be destroyed.
         """
 
     @abstractmethod
     def names(self) -> Set[str]:
         """List all VMs that were made for labctl here, half-made ones too, so that none leaks.
 
-        Raises :class:`Failed` rather than leave any out.
+        Raises :class:`Failed` rather than leave any out; where some of several hypervisors answer, gives those of them
+        as :class:`Partial`.
         """
 
     def add_disk(self, name: str, number: int, gigabytes: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
-from sqlalchemy import ARRAY, Text, any_, bindparam, func, literal_column, select
+from sqlalchemy import ARRAY, Text, any_, bindparam, func, literal_column, or_, select
 
 from labctl import clock
 from labctl.db import PREPARED, Reader, table
@@ -58,10 +58,16 @@ _PRESENT = select(
     *(_pool_states.c[name] for name in ("size", "template", "clone_target", "blocked_until", "reason", "last_boot")),
     *(column for column in _today.c if column.name not in ("day", "pool")),
 ).select_from(_pool_states.outerjoin(_today, _pool_states.c.pool == _today.c.pool, full=True))
-# Even when its time is over: then it is tried, and is well again only if that works.
+# Even when its time is over: then it is tried, and is well again only if that works. A reason without a failure is that
+# of a part of it.
 _OPEN = (
     select(_provider_states.c.provider, _provider_states.c.reason)
-    .where(_provider_states.c.open_until.is_not(None))
+    .where(
+        or_(
+            _provider_states.c.open_until.is_not(None),
+            (_provider_states.c.failures == 0) & _provider_states.c.reason.is_not(None),
+        )
+    )
     .order_by(_provider_states.c.provider)
 )
 _DAYS = (
@@ -91,7 +97,7 @@ Counts = dict[tuple[str, str], int]
 def counts(session: Reader, pools: Sequence[str] | None = None) -> Counts:
     """Count the VMs of all pools, or of some, in one pass over an index."""
     rows = session.execute(_COUNTS) if pools is None else session.execute(_COUNTS_OF, {"pools": list(pools)})
-    return {(row.pool, row.state): row.number for row in rows}
+    return {(pool, state): number for pool, state, number in rows}
 
 
 def running(session: Reader) -> int:
@@ -111,7 +117,7 @@ def present(session: Reader) -> dict[str, Any]:
 
 
 def open_providers(session: Reader) -> dict[str, str]:
-    """Say what is wrong with each provider that is left alone for a while."""
+    """Say what is wrong with each provider that is left alone for a while, or a part of which does not answer."""
     return {row.provider: row.reason or "it failed several times" for row in session.execute(_OPEN)}
 
 

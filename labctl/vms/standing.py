@@ -27,6 +27,8 @@ PROVIDER_PATIENCE, PROVIDER_FIRST, PROVIDER_MOST = 5, 5.0, 300.0
 #: Reasons are shown to people, and providers may say anything.
 LONGEST_REASON = 500
 
+NOT_CONFIGURED = "it is not configured any more: its VMs stay as they are"
+
 _days = table(PoolDay)
 _providers = table(ProviderState)
 _PROVIDERS = select(_providers)
@@ -157,6 +159,13 @@ def provider_failed(
                 record(session, "provider.open", f"providers/{provider}", reason=state.reason)
             state.open_until = now + timedelta(seconds=seconds)
             log.warning("provider_open", extra={"provider": provider, "seconds": seconds, "reason": state.reason})
+    session.flush()
+
+
+def provider_is_gone(session: Session, provider: str) -> None:
+    """Note that there are VMs of a provider that the settings do not have."""
+    state = _hold(session, ProviderState, provider=provider)
+    state.failures, state.open_until, state.reason = 0, None, NOT_CONFIGURED
     session.flush()
 
 

@@ -20,7 +20,7 @@ from labctl.db import Reader, table
 from labctl.errors import Conflict
 from labctl.events.service import record
 from labctl.vms.catalog import Catalog
-from labctl.vms.models import VM, Orphan, PoolState, VMRequest, VMWork
+from labctl.vms.models import VM, Cordon, Orphan, PoolState, VMRequest, VMWork
 from labctl.vms.names import new_name
 from labctl.vms.provider import Found, Misconfigured, NoCapacity
 from labctl.vms.service import due_of
@@ -82,6 +82,9 @@ class Rules:
         """Say for how many hours a VM is given out."""
         return self.lifetime_auth if owner is not None and self.lifetime_auth else self.lifetime
 
+
+OUT_OF_SERVICE = "its hypervisor is out of service"
+_IS_CORDONED = select(exists().where(Cordon.host == bindparam("host", type_=String)))
 
 # Claiming
 
@@ -205,6 +208,9 @@ def is_ready(session: Session, rules: Rules, vm: Held, found: Found) -> None:
         "host": found.host or None,
         "reason": None,
     }
+    if found.host and session.execute(_IS_CORDONED, {"host": found.host}).scalar():
+        _not_there(session, rules, vm)
+        return
     if vm.request_id is None:
         moved = _move(session, vm, VMState.READY, **values, due=_next_look(rules, vm.pool, now, now))
     else:
@@ -214,6 +220,13 @@ def is_ready(session: Session, rules: Rules, vm: Held, found: Found) -> None:
         pool_succeeded(session, vm.pool)
         record(session, "vm.ready", f"vms/{vm.name}", pool=vm.pool, seconds=round(boot, 2))
         log.info("vm_ready", extra={"vm": vm.name, "pool": vm.pool, "seconds": round(boot, 2)})
+
+
+def _not_there(session: Session, rules: Rules, vm: Held) -> None:
+    """Complete a VM that has become ready on a hypervisor that is out of service by now; another one is made."""
+    complete(session, vm, OUT_OF_SERVICE)
+    if vm.request_id is not None:
+        _replace(session, rules, vm)
 
 
 def is_not_ready(session: Session, rules: Rules, vm: Held, reason: str) -> None:

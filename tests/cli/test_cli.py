@@ -10,11 +10,11 @@ from sqlalchemy import Engine
 from labctl.settings import Settings
 
 
-def labctl(url: str, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+def labctl(url: str, *arguments: str, typed: str = "", **more: str) -> subprocess.CompletedProcess[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LABCTL_")}
     return subprocess.run(
         [sys.executable, "-m", "labctl.cli.main", *arguments],
-        env={**environ, "LABCTL_DATABASE_URL": url},
+        env={**environ, "LABCTL_DATABASE_URL": url, **more},
         input=typed,
         capture_output=True,
         text=True,
@@ -77,6 +77,6 @@ def test_a_database_that_cannot_be_reached_is_one_line(settings: Settings) -> No
 
 def test_every_command_has_a_help_text() -> None:
     top = labctl("", "--help").stdout
-    for command in ("up", "worker", "db", "user", "token", "demo"):
+    for command in ("up", "worker", "check", "db", "user", "token", "demo"):
         assert command in top
         assert labctl("", command, "--help").stdout.startswith("Usage:")

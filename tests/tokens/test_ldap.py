@@ -295,3 +295,21 @@ def test_every_letter_with_a_meaning_is_escaped() -> None:
 
 def test_names_are_folded() -> None:
     assert {folded(name) for name in ("Ada  B", " ada b ", "\uff21DA B")} == {"ada b"}
+
+
+def test_a_server_is_well_when_the_account_that_searches_can_log_in(
+    directory: Callable[..., Directory], server: slapd.Slapd
+) -> None:
+    nobody = "ldap://127.0.0.1:1"
+    assert directory().troubles() == {server.url: None}
+    assert directory(bind_dn="", bind_password="").troubles() == {server.url: None}
+    told = directory(urls=[nobody, server.url], bind_password="not the password").troubles()
+    assert "refused" in str(told[nobody])
+    assert told[server.url] == "bind_dn was refused: invalidCredentials"
+
+
+def test_a_server_whose_certificate_is_not_good_is_not_well(
+    directory: Callable[..., Directory], server: slapd.Slapd
+) -> None:
+    told = directory(ca_file="").troubles()[server.url]
+    assert "certificate" in str(told)

@@ -1,6 +1,6 @@
 """Rounds of the engine, with a provider that does as it is told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 from labctl import plugins, worker
 from labctl.pools import Check, Pool
 from labctl.settings import Settings, SettingsError
-from labctl.vms import config, on_demand, overrides, service, upkeep
+from labctl.vms import config, on_demand, overrides, queries, service, upkeep
 from labctl.vms.catalog import Asked, Catalog
 from labctl.vms.models import VM, Orphan, PoolDay, VMRequest, VMWork
+from labctl.vms.provider import Misconfigured
+from labctl.vms.providers.fake import FakeProvider
 from labctl.vms.states import RequestState, VMState, WorkKind, WorkState
 
 from .lab import Lab
@@ -122,7 +124,7 @@ def test_another_template_in_the_configuration_replaces_ready_vms_and_leaves_run
     taken = lab.take(lab.ready("debian")[0])
     lab.pools = [Pool(name="debian", template="debian-13", size=3), CENTOS]
     lab.change()
-    lab.filled()
+    lab.live(10)
 
     assert {vm.template for vm in lab.ready("debian")} == {"debian-13"} and len(lab.ready("debian")) == 3
     assert taken.state == VMState.RUNNING and len(lab.world) == 6
@@ -541,6 +543,55 @@ def test_every_mistake_in_pools_and_providers_is_named() -> None:
         "pools.a.provider: there is no provider 'nobody'; there are: fake, other, third",
         "vm_tag_filters.user: missing ), unterminated subpattern at position 0",
     ]
+
+
+class Picky(FakeProvider):
+    """A provider that knows which options a pool may have."""
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        if strange := sorted(options.keys() - {"memory_mb"}):
+            raise Misconfigured("\n".join(f"{name}: there is no such option" for name in strange))
+
+
+def test_options_of_a_pool_that_its_provider_refuses_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "load", lambda group, name: Picky)
+    pools = [
+        Pool(name="a", options={"memory_mb": 1}),
+        Pool(name="b", options={"memory_mb": 1, "disk": 2, "memroy": 3}),
+    ]
+
+    assert config.check(Settings(pools=pools)) == [
+        "pools.b.options.disk: there is no such option",
+        "pools.b.options.memroy: there is no such option",
+    ]
+
+
+def test_providers_are_made_once_and_every_mistake_is_told_by_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(FakeProvider):
+        def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+            made.append(name)
+            super().__init__(name, options)
+
+    monkeypatch.setattr(plugins, "load", lambda group, name: Counted)
+    assert config.providers(Settings()).keys() == {"fake"} and made == ["fake"]
+    with pytest.raises(Misconfigured, match=r"^pools.a.provider: there is no provider 'nobody'"):
+        config.providers(Settings(pools=[Pool(name="a", provider="nobody")]))
+
+
+def test_vms_of_a_provider_that_is_not_configured_any_more_are_told_of_until_it_is_back(make_lab: MakeLab) -> None:
+    lab = make_lab().filled()
+    ready = [vm.name for vm in lab.ready()]
+    served = lab.engine.providers
+    lab.engine.providers = {}
+    lab.settle(minutes=16)
+    assert queries.open_providers(lab.session) == {"fake": "it is not configured any more: its VMs stay as they are"}
+    assert [vm.name for vm in lab.ready()] == ready
+
+    lab.engine.providers = served
+    lab.live(40)
+    assert queries.open_providers(lab.session) == {} and [vm.name for vm in lab.ready()] == ready
 
 
 def test_a_worker_does_not_start_with_mistakes_in_its_pools() -> None:

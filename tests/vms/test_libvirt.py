@@ -5,13 +5,13 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labctl.vms.provider import Failed, Misconfigured, NoCapacity, Provider, Wanted
+from labctl.vms.provider import Failed, Misconfigured, NoCapacity, Partial, Provider, Unreachable, Wanted
 from labctl.vms.providers import libvirt_hypervisor
 from labctl.vms.providers.libvirt import LibvirtProvider, Options
 from labctl.vms.providers.libvirt_domain import Shape, render
@@ -169,10 +169,19 @@ def test_a_pool_may_say_otherwise_than_its_provider(lab: Lab, uri: str) -> None:
 def test_a_pools_options_that_are_wrong_are_misconfigured(
     lab: Lab, uri: str, provider: LibvirtProvider, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(Misconfigured, match=f"^options: {next(iter(options))}: "):
+    option = next(iter(options))
+    with pytest.raises(Misconfigured, match=f"^{option}: "):
+        provider.check_options(options)
+    with pytest.raises(Misconfigured, match=f"^options: {option}: "):
         provider.create(wanted(**options))
 
     assert lab.is_empty(uri)
+
+
+def test_a_pools_own_template_of_domains_is_checked_at_the_start(provider: LibvirtProvider) -> None:
+    provider.check_options({"memory_mb": 512})
+    with pytest.raises(Misconfigured, match=r"^domain_xml: /nowhere: "):
+        provider.check_options({"domain_xml": "/nowhere"})
 
 
 def test_docs_libvirt_has_every_option_with_its_default() -> None:
@@ -583,10 +592,8 @@ def test_while_a_hypervisor_is_down_nothing_is_made_twice(
     provider = LibvirtProvider("libvirt", {"uris": list(two)})
 
     for ask in (provider.look_up, provider.destroy, lambda name: provider.create(wanted(name))):
-        with pytest.raises(Failed, match="it is down"):
+        with pytest.raises(Unreachable, match="it is down"):
             ask("a")
-    with pytest.raises(Failed, match="it is down"):
-        provider.names()
 
     lab.down.clear()
     assert provider.names() == {"a"}
@@ -607,6 +614,52 @@ def test_a_vm_on_a_hypervisor_that_answers_needs_no_other(
     provider.destroy("b")
 
     assert lab.is_empty(two[1])
+
+
+def test_a_hypervisor_that_is_down_does_not_keep_new_vms_from_being_made_on_another(
+    lab: Lab, two: tuple[str, str]
+) -> None:
+    lab.down.add(two[0])
+    provider = LibvirtProvider("libvirt", {"uris": list(two)})
+    provider.create(replace(wanted("a"), is_new=True))
+    with pytest.raises(Failed, match=r"has no such volume.*it is down") as error:
+        provider.create(replace(wanted("b", "none"), is_new=True))
+
+    assert lab.domains(two[1]) == {"a"} and not isinstance(error.value, Unreachable)
+
+
+def test_a_list_without_a_hypervisor_that_is_down_says_of_which_it_is(
+    lab: Lab, two: tuple[str, str], over_two: LibvirtProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def host(hypervisor: Hypervisor) -> str:
+        with hypervisor.asked():
+            hypervisor.last_host = {two[0]: "h1", two[1]: "h2"}[hypervisor.uri]
+            return hypervisor.last_host
+
+    monkeypatch.setattr(Hypervisor, "host", host)
+    over_two.create(wanted("a"))
+    over_two.create(wanted("b"))
+    listed = over_two.names()
+    assert listed == {"a", "b"} and not isinstance(listed, Partial)
+
+    real = Hypervisor.domains
+    fail = Failed("it is down")
+    monkeypatch.setattr(Hypervisor, "domains", lambda self: _raise(fail) if self.uri == two[0] else real(self))
+    listed = over_two.names()
+    assert isinstance(listed, Partial) and listed == {"b"}
+    assert listed.hosts == {"h2"} and listed.trouble == "it is down"
+
+    # Who has never heard of the one that is down does not know whether the other is on the same host.
+    listed = LibvirtProvider("libvirt", {"uris": list(two)}).names()
+    assert isinstance(listed, Partial) and listed == {"b"} and listed.hosts == set()
+
+    monkeypatch.setattr(Hypervisor, "domains", lambda self: _raise(fail))
+    with pytest.raises(Failed, match="it is down; it is down"):
+        over_two.names()
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 # Connections

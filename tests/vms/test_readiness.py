@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from labctl.pools import Check
 from labctl.vms.provider import Found
 from labctl.vms.readiness import trouble
+from tests.acceptance.lab import until
+from tests.sshd import Sshd
 
 HERE = Found(True, ("127.0.0.1",))
 Ssh = Callable[[str], Path]
@@ -68,3 +71,62 @@ def test_the_exit_code_of_the_command_decides_and_its_last_words_are_the_reason(
 def test_a_command_that_takes_too_long_is_ended(ssh: Ssh) -> None:
     ssh("exec sleep 60")
     assert trouble(Check(kind="ssh", timeout=0.2), HERE, "vm1") == "ssh 127.0.0.1: no answer within 0.2 s"
+
+
+# With a real sshd
+
+
+def log_in(sshd: Sshd, *command: str, **changes: object) -> str | None:
+    values = {"port": sshd.port, "user": sshd.user, "key": str(sshd.key), "command": list(command), **changes}
+    return trouble(Check(kind="ssh", **values), HERE, "vm1")  # type: ignore[arg-type]
+
+
+def test_a_vm_is_ready_when_a_command_on_it_succeeds(sshd: Sshd, tmp_path: Path) -> None:
+    said = tmp_path / "it's here; really"
+    assert log_in(sshd, "touch", str(said)) is None
+    assert said.exists()
+
+
+def test_a_vm_is_not_ready_while_a_command_on_it_fails(sshd: Sshd, tmp_path: Path) -> None:
+    assert log_in(sshd, "test", "-e", str(tmp_path / "booted")) == "ssh 127.0.0.1: exit 1"
+    (tmp_path / "booted").touch()
+    assert log_in(sshd, "test", "-e", str(tmp_path / "booted")) is None
+
+
+def test_the_reason_is_what_the_command_said_last(sshd: Sshd) -> None:
+    assert log_in(sshd, "sh", "-c", "echo first >&2; echo still booting >&2; exit 3") == (
+        "ssh 127.0.0.1: exit 3 still booting"
+    )
+
+
+def test_a_vm_that_does_not_know_the_key_is_not_ready(sshd: Sshd) -> None:
+    assert log_in(sshd, "true", key=str(sshd.other_key)) == (
+        f"ssh 127.0.0.1: exit 255 {sshd.user}@127.0.0.1: Permission denied (publickey)."
+    )
+
+
+def test_a_vm_on_which_the_command_hangs_is_not_ready(sshd: Sshd) -> None:
+    assert log_in(sshd, "sleep", "600", timeout=1) == "ssh 127.0.0.1: no answer within 1 s"
+
+
+def test_a_vm_that_takes_the_connection_and_is_silent_is_not_ready(sshd: Sshd) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert log_in(sshd, "true", port=port, timeout=0.5) == "ssh 127.0.0.1: no answer within 0.5 s"
+
+
+def test_a_vm_on_which_no_sshd_listens_yet_is_not_ready(sshd: Sshd) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert log_in(sshd, "true", port=port) == (
+        f"ssh 127.0.0.1: exit 255 ssh: connect to host 127.0.0.1 port {port}: Connection refused"
+    )
+
+
+def test_nothing_is_left_of_an_sshd_that_was_closed(sshd: Sshd, tmp_path: Path) -> None:
+    own = Sshd(tmp_path / "sshd").start()
+    with subprocess.Popen(["ssh", *own.ssh_options, "127.0.0.1", "setsid sleep 600 & sleep 600"]) as client:
+        until(lambda: len(own.descendants()) > 3, "the commands run")
+        own.close()
+        assert client.wait(30) == 255
+    assert not own.descendants()

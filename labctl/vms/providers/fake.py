@@ -37,6 +37,8 @@ class Options:
     #: From the request to make a VM until it is made, and from there until it runs: the least and the most.
     clone_seconds: tuple[Seconds, Seconds] = (0, 0)
     boot_seconds: tuple[Seconds, Seconds] = (0.5, 1.5)
+    #: Hypervisors that VMs are said to be on, the emptiest first; empty: one, called as the provider.
+    hosts: list[str] = Field(default_factory=list)
     #: How many VMs fit; 0: any number.
     capacity: Annotated[int, Field(ge=0)] = 0
     #: The part of the requests to make a VM that fail, half of them with the VM half made.
@@ -99,7 +101,8 @@ class FakeProvider(Provider):
             if self._read(wanted.name) is None:
                 if options.capacity and len(self._files()) >= options.capacity:
                     raise NoCapacity(f"there is room for {options.capacity} VMs")
-                self._write(wanted.name, {"template": wanted.template, "boots_at": None, "disks": {}, "snapshots": []})
+                record = {"template": wanted.template, "host": self._place(options, wanted.avoid)}
+                self._write(wanted.name, {**record, "boots_at": None, "disks": {}, "snapshots": []})
         self._wait(self._random.uniform(*options.clone_seconds))
         if fails:
             raise Failed(f"the clone of {wanted.template} is only half made, as it was told")
@@ -116,7 +119,7 @@ class FakeProvider(Provider):
         if record is None or self._vanishes(name, record):
             return None
         running = record["boots_at"] is not None and record["boots_at"] <= _now()
-        return Found(running, (options.address,) if running and options.address else (), self.name)
+        return Found(running, (options.address,) if running and options.address else (), record["host"])
 
     def destroy(self, name: str) -> None:
         """Remove the VM's file."""
@@ -181,6 +184,17 @@ class FakeProvider(Provider):
         if record is not None:
             self._path(name).unlink(missing_ok=True)
         return True
+
+    def _place(self, options: Options, avoid: Set[str]) -> str:
+        """Choose the hypervisor with the fewest VMs among those that are in service."""
+        load = dict.fromkeys(sorted(set(options.hosts or [self.name]) - avoid), 0)
+        if not load:
+            raise NoCapacity("all hypervisors are out of service")
+        if len(load) > 1:
+            for name in self._files():
+                if (record := self._read(name)) is not None and record["host"] in load:
+                    load[record["host"]] += 1
+        return min(load, key=lambda host: load[host])
 
     # Its files
 

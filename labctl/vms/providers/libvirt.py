@@ -9,7 +9,17 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
-from labctl.vms.provider import Failed, Found, Misconfigured, NoCapacity, Provider, ProviderError, Wanted
+from labctl.vms.provider import (
+    Failed,
+    Found,
+    Misconfigured,
+    NoCapacity,
+    Partial,
+    Provider,
+    ProviderError,
+    Unreachable,
+    Wanted,
+)
 from labctl.vms.providers.libvirt_domain import Shape, Text, render
 from labctl.vms.providers.libvirt_hypervisor import PATIENCE, Hypervisor, addresses, load, runs
 
@@ -82,8 +92,13 @@ class LibvirtProvider(Provider):
             except Failed as error:
                 silent.append(str(error))
         if silent:
-            raise Failed("; ".join(silent))
+            raise self._silence(silent)
         return None
+
+    def _silence(self, silent: list[str]) -> Failed:
+        """Say that some hypervisors do not answer, or all of them."""
+        kind = Failed if len(silent) == len(self._hypervisors) else Unreachable
+        return kind("; ".join(silent))
 
     def _find_there(self, name: str) -> tuple[Hypervisor, Any]:
         found = self._find(name)
@@ -97,32 +112,48 @@ class LibvirtProvider(Provider):
         if found is None:
             return None
         hypervisor, domain = found
-        with hypervisor.asked() as connection:
+        with hypervisor.asked():
             running = runs(domain)
-            return Found(running, addresses(domain) if running else (), connection.getHostname())
+            return Found(running, addresses(domain) if running else (), hypervisor.host())
 
     def names(self) -> Set[str]:
         """List our domains, and the owners of volumes that have lost their domain."""
         found: set[str] = set()
+        hosts: set[str] = set()
+        silent: dict[Hypervisor, str] = {}
         for hypervisor in self._hypervisors:
-            found |= hypervisor.domains().keys()
-            found |= {owner for owner, _ in hypervisor.volumes()}
-        return found
+            try:
+                there = {*hypervisor.domains(), *(owner for owner, _ in hypervisor.volumes())}
+                hosts.add(hypervisor.host())
+                found |= there
+            except Failed as error:
+                silent[hypervisor] = str(error)
+        if len(silent) == len(self._hypervisors):
+            raise Failed("; ".join(silent.values()))
+        if not silent:
+            return found
+        # Two of them may be on one host; of a VM there it is not known on which of the two it is.
+        doubtful = {hypervisor.last_host for hypervisor in silent}
+        return Partial(found, set() if "" in doubtful else hosts - doubtful, "; ".join(silent.values()))
 
     # Making
 
     def create(self, wanted: Wanted) -> None:
         """Complete the VM where it is, or make it on the hypervisor with the fewest, or on the next that can."""
-        shape = self._shape(wanted.options)
+        shape = self._shape(wanted.options, "options: ")
         with self._alone(wanted.name):
-            if found := self._find(wanted.name):
+            if found := self._find_unless_new(wanted):
                 hypervisor, domain = found
                 hypervisor.complete(domain, wanted)
                 return
             errors: list[ProviderError] = []
             left = list(self._hypervisors)
             while left:
-                hypervisor = self._choose(left, wanted.name)
+                try:
+                    hypervisor = self._choose(left, wanted.name)
+                except Failed as error:
+                    errors.append(error)
+                    break
                 left.remove(hypervisor)
                 try:
                     self._make(hypervisor, wanted, shape)
@@ -134,13 +165,26 @@ class LibvirtProvider(Provider):
         text = "; ".join(str(error) for error in errors)
         raise next(kind(text) for kind in (NoCapacity, Failed, Misconfigured) if any(type(e) is kind for e in errors))
 
-    def _shape(self, options: Mapping[str, Any]) -> Shape:
+    def _find_unless_new(self, wanted: Wanted) -> tuple[Hypervisor, Any] | None:
+        """Find a VM that is to be made; a new one can be nowhere, so that nobody's silence matters."""
+        try:
+            return self._find(wanted.name)
+        except Unreachable:
+            if wanted.is_new:
+                return None
+            raise
+
+    def _shape(self, options: Mapping[str, Any], where: str = "") -> Shape:
         """Lay a pool's options over the provider's."""
         ours = asdict(self._options)
         try:
             return TypeAdapter(Shape).validate_python({**{f.name: ours[f.name] for f in fields(Shape)}, **options})
         except ValidationError as error:
-            raise Misconfigured("\n".join(f"options: {line}" for line in _lines(error))) from error
+            raise Misconfigured("\n".join(f"{where}{line}" for line in _lines(error))) from error
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Check a pool's options, its own template of domains among them."""
+        render(self._shape(options), name="name", disk="disk", kind="")
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -158,9 +202,17 @@ class LibvirtProvider(Provider):
 
     def _choose(self, among: Sequence[Hypervisor], name: str) -> Hypervisor:
         """Find the hypervisor with the fewest VMs, and count on one more there until it is defined."""
+        load: dict[Hypervisor, int] = {}
+        silent = []
         with self._placing:
-            load = {each: len(each.domains().keys() | each.expected) for each in among}
-            chosen = min(among, key=lambda each: load[each])
+            for each in among:
+                try:
+                    load[each] = len(each.domains().keys() | each.expected)
+                except Failed as error:
+                    silent.append(str(error))
+            if not load:
+                raise Failed("; ".join(silent))
+            chosen = min(load, key=lambda each: load[each])
             if 0 < self._options.most_vms <= load[chosen]:
                 raise NoCapacity(f"{chosen.uri}: has {load[chosen]} VMs")
             chosen.expected.add(name)
@@ -169,6 +221,8 @@ class LibvirtProvider(Provider):
     def _make(self, hypervisor: Hypervisor, wanted: Wanted, shape: Shape) -> None:
         """Make a VM on a hypervisor; nothing is left if that fails, unless it raises :class:`Uncertain`."""
         try:
+            if wanted.avoid and hypervisor.host() in wanted.avoid:
+                raise NoCapacity(f"{hypervisor.uri}: is out of service")
             domain = hypervisor.define(wanted, shape)
         except ProviderError as error:
             # It may be there all the same: the answer was lost, or another process was faster.
@@ -202,7 +256,7 @@ class LibvirtProvider(Provider):
                     silent.append(str(error))
             self._remove(name, found, [hypervisor for hypervisor, _ in found] or answered)
         if silent and not found:
-            raise Failed("; ".join(silent))
+            raise self._silence(silent)
 
     def _remove(self, name: str, found: Sequence[tuple[Hypervisor, Any]], everywhere: Sequence[Hypervisor]) -> None:
         for hypervisor, domain in found:

@@ -100,6 +100,8 @@ class Hypervisor:
     def __init__(self, uri: str, mark: str, storage_pool: str) -> None:
         """Connect to nothing yet."""
         self.uri = uri
+        #: Its host name when it was asked last; empty: it has not been yet.
+        self.last_host = ""
         #: Names of VMs that are about to be defined there.
         self.expected: set[str] = set()
         self._mark = mark
@@ -181,6 +183,12 @@ class Hypervisor:
         with self.asked() as connection:
             domain = sought(connection.lookupByName, name)
             return domain if domain is not None and self._owns(domain) else None
+
+    def host(self) -> str:
+        """Give its host name."""
+        with self.asked() as connection:
+            self.last_host = str(connection.getHostname())
+            return self.last_host
 
     def domains(self) -> dict[str, Any]:
         """Find all domains of ours, by name."""

@@ -1,0 +1,394 @@
+"""What is done of what a workflow wants: one look at one session, in the one transaction that holds its row.
+
+Nothing here waits for anything outside the database: jobs, notices and downloads are rows that others see to, so that a
+process which is killed between two such transactions has left nothing half done.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import DateTime, Text, bindparam, delete, insert, select, update
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Session
+
+from labctl import clock
+from labctl.db import Reader, table
+from labctl.errors import Conflict
+from labctl.events.service import record_all
+from labctl.machines import service as machines
+from labctl.maintenance import acting, downloads, known, notices, view
+from labctl.maintenance.models import MaintenanceHost, MaintenanceMove, MaintenanceSession, MaintenanceStep
+from labctl.maintenance.states import DONE, FAILED, FIRST, HOST_LIFE, ActionType, HostState, MoveState
+from labctl.maintenance.workflow import (
+    Drain,
+    FailHost,
+    Host,
+    Move,
+    Next,
+    Notify,
+    Progress,
+    Return,
+    Run,
+    View,
+    Want,
+    Workflow,
+)
+from labctl.vms import cordon
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which a session is looked at again: while something of it goes on, and while it only waits.
+BUSY, IDLE = 1.0, 3.0
+#: How much of a reason is kept.
+LONGEST = 2000
+
+_sessions = table(MaintenanceSession)
+_hosts = table(MaintenanceHost)
+_moves = table(MaintenanceMove)
+_steps = table(MaintenanceStep)
+_now = bindparam("this_now", type_=DateTime(timezone=True))
+_sid = bindparam("this_sid", type_=Text)
+
+# Built once: putting a statement together costs as much as sending it.
+_DUE = select(_sessions.c.id).where(_sessions.c.due <= _now).order_by(_sessions.c.due).limit(bindparam("most"))
+# Who finds that another one has it, or that it has been looked at meanwhile, leaves it alone.
+_moving = select(_moves.c.instance).where(_moves.c.session_id == _sessions.c.id, _moves.c.state == MoveState.WAITING)
+_HOLD = (
+    select(_sessions, _moving.exists().label("moving"))
+    .where(_sessions.c.id == _sid, _sessions.c.due <= _now)
+    .with_for_update(skip_locked=True, key_share=True, of=_sessions)
+)
+_HOLD_ANY = select(_sessions).where(_sessions.c.id == _sid).with_for_update(key_share=True)
+_CHANGE = update(_sessions).where(_sessions.c.id == _sid)
+_CHANGE_HOST = update(_hosts).where(_hosts.c.session_id == _sid, _hosts.c.host == bindparam("this_host"))
+_CORDONED = select(_hosts.c.host).where(_hosts.c.session_id == _sid, _hosts.c.cordoned).order_by(_hosts.c.host)
+_DRAINING = select(_hosts.c.host).where(_hosts.c.session_id == _sid, _hosts.c.state == HostState.DRAINING)
+_MOVES = (
+    select(_moves, _hosts.c.state.label("host_state"))
+    .outerjoin_from(_moves, _hosts, (_hosts.c.session_id == _moves.c.session_id) & (_hosts.c.host == _moves.c.host))
+    .where(_moves.c.session_id == _sid, _moves.c.state == MoveState.WAITING)
+    .order_by(_moves.c.begun, _moves.c.instance)
+)
+
+
+def due(reader: Reader, most: int) -> Sequence[str]:
+    """Name the sessions that are to be looked at now, those that wait longest first."""
+    return reader.execute(_DUE, {"this_now": clock.now(), "most": most}).scalars().all()
+
+
+def advance(
+    session: Session, sid: str, workflow_of: Callable[[str], Workflow], reply_seconds: Mapping[str, float]
+) -> bool:
+    """Look at a session that is due, and take a step; tells whether it is to be looked at again at once.
+
+    Whatever a workflow raises, its session has failed for it.
+    """
+    row = session.execute(_HOLD, {"this_sid": sid, "this_now": clock.now()}).first()
+    if row is None:
+        return False
+    acting.advance(session, sid)
+    one = Advancing(session, row)
+    if row.deleted is not None:
+        return one.forget()
+    if row.paused or row.state in (DONE, FAILED):
+        return one.rest()
+    if row.moving:
+        one.carry_moves_on()
+    if row.state == FIRST and downloads.progress(session, sid)[0] == Progress.NONE:
+        downloads.begin(session, sid)
+    seen = view.build(session, row, reply_seconds)
+    try:
+        steps = workflow_of(row.workflow).steps
+        what = steps[row.state](seen)
+        if not isinstance(what, Next):
+            raise TypeError(f"the step of {row.state} gave {what!r:.100}")
+        if what.state is not None and what.state != DONE and what.state not in steps:
+            raise ValueError(f"{what.state} is none of its states")
+    except Exception as error:
+        log.warning("workflow_broken", exc_info=True, extra={"session": sid, "workflow": row.workflow})
+        what = Next(failed=f"the workflow {row.workflow} broke in {row.state}: {type(error).__name__}: {error}")
+    return one.take(what, seen)
+
+
+def fail(session: Session, sid: str, reason: str) -> None:
+    """Let a session fail that cannot be advanced."""
+    row = session.execute(_HOLD_ANY, {"this_sid": sid}).first()
+    if row is not None and row.deleted is None and row.state not in (DONE, FAILED):
+        one = Advancing(session, row)
+        one.fail(reason)
+        one.write()
+
+
+def put_off(session: Session, sid: str, seconds: float) -> None:
+    """Look at a session later."""
+    session.execute(_CHANGE.values(due=clock.now() + timedelta(seconds=seconds)), {"this_sid": sid})
+
+
+def take_out(session: Session, sid: str, host: str) -> None:
+    """Take a host out of service: nobody gets anything on it any more, who has something keeps it."""
+    reason = _reason(sid)
+    for name in (host, *known.guests(session, host, None)):
+        machines.cordon(session, name, reason)
+    cordon.cordon(session, host, reason)
+
+
+def give_back(session: Session, sid: str, host: str) -> None:
+    """Give a host back to service; one that is in service stays so. The rows of the session are the caller's."""
+    below = known.out_below(session, host)
+    if below is not None:
+        # It comes back with the host that it is on.
+        machines.cordon(session, host, _reason(below))
+    for name in (*(() if below else (host,)), *known.guests(session, host, _reason(sid))):
+        machines.uncordon(session, name, known.LOCKER)
+    cordon.uncordon(session, host)
+
+
+def _reason(sid: str) -> str:
+    return f"maintenance {sid}"
+
+
+class Advancing:
+    """One look at a session, whose row is held."""
+
+    def __init__(self, session: Session, row: Any) -> None:
+        """Take the row."""
+        self.session = session
+        self.row = row
+        self.sid: str = row.id
+        self.now: datetime = clock.now()
+        self.steps: list[dict[str, Any]] = []
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
+
+    # What becomes of the session
+
+    def take(self, what: Next, seen: View) -> bool:
+        """Do what the workflow wants; tells whether the session is to be looked at again at once."""
+        hosts = {host.name: host for host in seen.hosts}
+        # One after the other, in the order they are wanted in.
+        changed = [self.do(want, seen, hosts) for want in what.do]
+        again = False
+        if what.failed is not None:
+            self.fail(what.failed)
+        elif what.state == DONE:
+            self.end()
+        elif what.state is not None and what.state != self.row.state:
+            self.enter(what.state)
+            again = True
+        else:
+            again = any(changed)
+            self.wait(what, seen, at_once=again)
+        self.write()
+        return again
+
+    def enter(self, state: str) -> None:
+        """Go into another state."""
+        self.change(state=state, entered=self.now, waits_for=None, waits_until=None, due=self.now)
+        self.tell("maintenance.state", f"{self.row.state} is over; {state} begins", state=state, before=self.row.state)
+
+    def wait(self, what: Next, seen: View, *, at_once: bool) -> None:
+        """Write down what is waited for, and when to look again."""
+        busy = any(host.since is not None for host in seen.hosts) or Progress.RUNNING in (seen.pre, seen.post)
+        look = self.now + timedelta(seconds=BUSY if busy else IDLE)
+        due = self.now if at_once else min(look, max(what.until, self.now)) if what.until else look
+        self.change(waits_for=what.waits_for[:LONGEST] or None, waits_until=what.until, due=due)
+
+    def rest(self) -> bool:
+        """Look again only while actions come to their end."""
+        self.change(due=self.when_running())
+        return False
+
+    def when_running(self) -> datetime | None:
+        """Say when to look again at a session that does not go on: only while an action is at work."""
+        return self.now + timedelta(seconds=BUSY) if acting.running(self.session, self.sid) else None
+
+    def fail(self, reason: str) -> None:
+        """Stop; hosts whose actions have not begun are in service again, those that have failed are not."""
+        reason = reason.replace("\0", "\N{REPLACEMENT CHARACTER}")[:LONGEST]
+        for host in self._names(_DRAINING):
+            give_back(self.session, self.sid, host)
+            self.change_host(host, state=HostState.WAITING, cordoned=False, started=None)
+            self.tell("maintenance.host", f"{host} is back in service; it was not begun", host, to=HostState.WAITING)
+        waiting = (_moves.c.session_id == self.sid, _moves.c.state == MoveState.WAITING)
+        self.session.execute(delete(_moves).where(*waiting))
+        self.change(
+            state=FAILED,
+            failed_in=self.row.state,
+            reason=reason,
+            finished=self.now,
+            waits_for=None,
+            waits_until=None,
+            due=self.when_running(),
+        )
+        self.tell("maintenance.failed", f"it failed in {self.row.state}: {reason}", state=self.row.state, reason=reason)
+        log.warning("maintenance_failed", extra={"session": self.sid, "state": self.row.state, "reason": reason})
+
+    def end(self) -> None:
+        """Come to the end; all hosts are free for other sessions."""
+        self.give_all_back()
+        self.session.execute(update(_hosts).where(_hosts.c.session_id == self.sid).values(held=False))
+        self.change(state=DONE, finished=self.now, waits_for=None, waits_until=None, due=None)
+        self.tell("maintenance.done", f"{self.row.state} is over, and with it the session")
+        log.info("maintenance_done", extra={"session": self.sid})
+
+    def forget(self) -> bool:
+        """Give all hosts back and delete the session that somebody has deleted, once nothing of it goes on."""
+        if acting.running(self.session, self.sid):
+            return self.rest()
+        self.give_all_back()
+        self.session.execute(delete(_sessions).where(_sessions.c.id == self.sid))
+        self.events.append(("maintenance.forgotten", f"maintenance/{self.sid}", {"state": self.row.state}))
+        self.write()
+        return False
+
+    def give_all_back(self) -> None:
+        """Give those hosts back to service that are not."""
+        for host in self._names(_CORDONED):
+            give_back(self.session, self.sid, host)
+            self.change_host(host, cordoned=False)
+            self.events.append(("maintenance.host", f"maintenance/{self.sid}", {"host": host, "to": "in service"}))
+
+    # What becomes of hosts and instances
+
+    def carry_moves_on(self) -> None:
+        """Give others VMs to those whose VMs are to be moved, as far as there are any."""
+        rows = self.session.execute(_MOVES, {"this_sid": self.sid}).all()
+        used = {one.id for one in known.instances(self.session, {row.host for row in rows})}
+        for row in rows:
+            if row.host_state != HostState.DRAINING:
+                # Its host is in service again.
+                self.session.execute(delete(_moves).where(*_this_move(row)))
+            elif row.instance not in used:
+                self.end_move(row, None, "nobody has it any more")
+            elif (new := cordon.replace(self.session, row.instance)) is not None:
+                self.end_move(row, new, "")
+                notices.tell_done(self.session, self.sid, row.project, [row.instance])
+
+    def end_move(self, row: Any, new: str | None, reason: str) -> None:
+        """Write down that a VM is not where it was any more."""
+        values = {"state": MoveState.DONE, "replacement": new, "reason": reason or None, "finished": self.now}
+        self.session.execute(update(_moves).where(*_this_move(row)).values(values))
+        text = f"{row.project} has {new} instead of {row.instance}" if new else f"{row.instance}: {reason}"
+        told = {"instance": row.instance, "project": row.project, "replacement": new}
+        self.tell("maintenance.moved", text, row.host, **told)
+
+    def do(self, want: Want, seen: View, hosts: Mapping[str, Host]) -> bool:
+        """Do something that is wanted; tells whether it was not done or begun already."""
+        match want:
+            case Notify():
+                before = seen.replies.get((want.project, want.state, want.host, want.round))
+                if before is not None and before.asked is not None:
+                    return False
+                notices.notify(self.session, self.sid, want)
+                return True
+            case Move():
+                return self.move(want, seen)
+            case Drain(name):
+                return self.drain(hosts[name])
+            case Run(kind, ""):
+                acting.begin(self.session, self.sid, kind)
+                return {ActionType.PRE: seen.pre, ActionType.POST: seen.post}[kind] == Progress.NONE
+            case Run(ActionType.HOST, name):
+                return self.maintain(hosts[name])
+            case Run(_, name):
+                return self.check(hosts[name])
+            case Return(name):
+                return self.give_back(hosts[name])
+            case FailHost(name, reason):
+                return self.to(hosts[name], HostState.FAILED, f"{name} failed: {reason}", reason=reason[:LONGEST])
+
+    def move(self, want: Move, seen: View) -> bool:
+        """Have a VM moved."""
+        found = [(host, one) for host in seen.hosts for one in host.instances if one.id == want.instance]
+        if not found:
+            return False
+        host, instance = found[0]
+        about = {"instance": instance.id, "host": host.name, "project": instance.project, "how": want.how}
+        values = {**about, "session_id": self.sid, "state": MoveState.WAITING, "begun": self.now}
+        add = postgresql.insert(_moves).values(values).on_conflict_do_nothing().returning(_moves.c.instance)
+        return self.session.execute(add).first() is not None
+
+    def drain(self, host: Host) -> bool:
+        """Take a host out of service."""
+        if host.state != HostState.WAITING:
+            return False
+        take_out(self.session, self.sid, host.name)
+        text = f"{host.name} is out of service: nobody gets anything new on it"
+        return self.to(host, HostState.DRAINING, text, cordoned=True, started=self.now)
+
+    def maintain(self, host: Host) -> bool:
+        """Begin the actions on a host, if nobody has anything on it any more."""
+        if host.state == HostState.DRAINING:
+            # Whatever has become ready meanwhile, or was just given out.
+            cordon.cordon(self.session, host.name, _reason(self.sid))
+            names = (host.name, *known.guests(self.session, host.name, _reason(self.sid)))
+            taken = [machines.take(self.session, name, known.LOCKER) for name in names]
+            # What is still ready is just being given out.
+            given_out = known.instances(self.session, [host.name]) or known.has_ready(self.session, host.name)
+            if not all(taken) or given_out:
+                return False
+            notices.host_state(self.session, self.sid, host.name, "IN_MAINTENANCE")
+            self.to(host, HostState.MAINTAINING, f"{host.name} is free; its maintenance begins")
+        elif host.actions != Progress.NONE:
+            return False
+        acting.begin(self.session, self.sid, ActionType.HOST, host.name)
+        return True
+
+    def check(self, host: Host) -> bool:
+        """Have a host asked how it is."""
+        changed = host.state != HostState.CHECKING
+        if changed:
+            self.to(host, HostState.CHECKING, "")
+        if host.check == Progress.NONE:
+            acting.begin(self.session, self.sid, ActionType.CHECK, host.name)
+            changed = True
+        return changed
+
+    def give_back(self, host: Host) -> bool:
+        """Give a host back to service."""
+        give_back(self.session, self.sid, host.name)
+        notices.host_state(self.session, self.sid, host.name, "MAINTENANCE_COMPLETE")
+        text = f"{host.name} is done, and back in service"
+        return self.to(host, HostState.DONE, text, cordoned=False, held=False, finished=self.now)
+
+    def to(self, host: Host, state: HostState, text: str, **changes: Any) -> bool:
+        """Let a host go into another state."""
+        if not HOST_LIFE.allows(host.state, state):
+            raise Conflict(f"{host.name}: {host.state} cannot become {state}")
+        self.change_host(host.name, state=state, **changes)
+        told = {"host": host.name, "to": state}
+        if text:
+            self.tell("maintenance.host", text, **told)
+        return True
+
+    # Rows
+
+    def change(self, **values: Any) -> None:
+        """Change the session's row."""
+        self.session.execute(_CHANGE.values(values), {"this_sid": self.sid})
+
+    def change_host(self, host: str, **values: Any) -> None:
+        """Change the row of a host."""
+        self.session.execute(_CHANGE_HOST.values(values), {"this_sid": self.sid, "this_host": host})
+
+    def tell(self, kind: str, text: str, host: str | None = None, **data: Any) -> None:
+        """Have something written down, for people and for programs."""
+        values = {"session_id": self.sid, "at": self.now, "state": self.row.state, "host": host, "text": text}
+        self.steps.append(values)
+        self.events.append((kind, f"maintenance/{self.sid}", {**data, **({"host": host} if host else {})}))
+
+    def write(self) -> None:
+        """Write down what there is to tell."""
+        if self.steps:
+            self.session.execute(insert(_steps).values(self.steps))
+        if self.events:
+            record_all(self.session, self.events)
+        self.steps, self.events = [], []
+
+    def _names(self, statement: Any) -> Iterable[str]:
+        return list(self.session.execute(statement, {"this_sid": self.sid}).scalars())
+
+
+def _this_move(row: Any) -> tuple[Any, Any]:
+    return (_moves.c.session_id == row.session_id, _moves.c.instance == row.instance)

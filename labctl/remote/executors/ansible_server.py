@@ -1,0 +1,347 @@
+"""The warm process of the ansible executor: it imports Ansible once and forks for each job.
+
+It has one thread, or it could not fork. The worker sends it one end of a socket for each job. The fork that it makes
+for that, the supervisor, reads the request, forks once more for Ansible itself, and looks after all the processes of
+the job: Ansible gives some of them sessions of their own. It ends every one of them when the worker's end of the socket
+is closed (a cancelled job, or a worker that is no more), when the time is up, and when the server has ended. Nobody has
+to remember a job, so nobody can forget one.
+
+Left alone are the masters of ssh connections, which other jobs go on to use; they end with the server.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from labctl import processes
+
+#: What the server says once it can take jobs.
+READY = b"ready"
+#: Seconds a job may go on after its time, for whoever cancels it then and says why.
+GRACE = 2.0
+#: Seconds in which the processes of a job may clean up before they are killed.
+PATIENCE = 2.0
+#: Bytes of a job's last words that are told.
+LAST_WORDS = 2000
+PREFIX = "labctl-ansible-"
+
+
+class Wakeup:
+    """A descriptor that is readable once one of some signals has come."""
+
+    def __init__(self, numbers: Iterable[signal.Signals]) -> None:
+        self.came: set[int] = set()
+        self._reader, writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(writer, False)
+        for number in numbers:
+            signal.signal(number, lambda number, frame: self.came.add(number))
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def fileno(self) -> int:
+        """Give the descriptor, for poll."""
+        return self._reader
+
+    def clear(self) -> None:
+        """Be readable no more, until the next signal."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._reader, 4096):
+                pass
+
+
+def wait_for(sources: Iterable[Any], seconds: float | None) -> set[int]:
+    """Wait until something of the sources is readable, or has been closed at its other end."""
+    poll = select.poll()
+    for source in sources:
+        poll.register(source, select.POLLIN)
+    return {fd for fd, _ in poll.poll(None if seconds is None else max(0.0, seconds) * 1000)}
+
+
+def reap() -> dict[int, int]:
+    """Collect the children that have ended, adopted ones too, each with its status."""
+    found = {}
+    with contextlib.suppress(ChildProcessError):
+        while (one := os.waitpid(-1, os.WNOHANG))[0]:
+            found[one[0]] = os.waitstatus_to_exitcode(one[1])
+    return found
+
+
+def is_master(pid: int) -> bool:
+    """Tell whether a process is the master of an ssh connection, by the title that ssh gives it."""
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return title.startswith(b"ssh: ") and b"[mux]" in title
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes, some of which may have ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def end(pids: Callable[[], set[int]], patience: float = 0.0) -> None:
+    """End processes until there are none, for they may start others: asked first if there is patience, then killed."""
+    if patience:
+        send(pids(), signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    while left := pids():
+        if time.monotonic() >= deadline:
+            send(left, signal.SIGKILL)
+        reap()
+        time.sleep(0.01)
+    reap()
+
+
+# The supervisor of one job
+
+
+def supervise(channel: socket.socket, directory: Path, work: Callable[..., None], server: int) -> None:
+    """Have a job done, and end with it or it with us."""
+    os.setsid()
+    wakeup = Wakeup((signal.SIGCHLD, signal.SIGTERM))
+    processes.die_with_parent(signal.SIGTERM, server)
+    processes.adopt_orphans()
+    text = read_line(channel)
+    if not text:
+        return
+    request = json.loads(text)
+    own = os.getpid()
+    child = os.fork()
+    if child == 0:
+        in_child(lambda: do(work, request, channel, directory, own), directory)
+    deadline = time.monotonic() + request["timeout"]
+    status, error = watch(channel, wakeup, child, deadline + GRACE)
+    if error is not None:
+        # Before the others, or it would tell of failures that are ours.
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        end(lambda: {pid for pid in processes.descendants(own) if not is_master(pid)}, PATIENCE)
+    if error == "out of time":
+        error = f"timed out after {request['timeout']:g} s"
+    elif status:
+        error = f"Ansible has ended with {describe(status)}: {last_words(directory)}"
+    shutil.rmtree(directory, ignore_errors=True)
+    # A line of the job may have been cut short.
+    with contextlib.suppress(OSError):
+        channel.sendall(b"\n" + json.dumps({"ended": True, "error": error}).encode() + b"\n")
+
+
+def watch(channel: socket.socket, wakeup: Wakeup, child: int, deadline: float) -> tuple[int, str | None]:
+    """Wait for the end of a job: give its status, or why it has to end; ``""`` where nobody needs to be told."""
+    while True:
+        ready = wait_for((channel, wakeup), deadline - time.monotonic())
+        wakeup.clear()
+        ended = reap()
+        if child in ended:
+            return ended[child], None
+        if channel.fileno() in ready:
+            return 0, ""
+        if signal.SIGTERM in wakeup.came:
+            return 0, "the process that began it has ended"
+        if time.monotonic() >= deadline:
+            return 0, "out of time"
+
+
+def read_line(channel: socket.socket) -> bytes:
+    """Read the request: everything until a line break."""
+    parts = []
+    while part := channel.recv(65536):
+        parts.append(part)
+        if part.endswith(b"\n"):
+            return b"".join(parts)
+    return b""
+
+
+def do(
+    work: Callable[..., None], request: dict[str, Any], channel: socket.socket, directory: Path, parent: int
+) -> None:
+    """Do a job in a process of its own."""
+    processes.die_with_parent(signal.SIGKILL, parent)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    with (directory / "words").open("wb") as words:
+        os.dup2(words.fileno(), 2)
+
+    def send(message: dict[str, Any]) -> None:
+        # No lone surrogates and no bytes beyond ASCII: whoever reads this has no trouble with it.
+        channel.sendall(json.dumps(message, default=str).encode() + b"\n")
+
+    work(request, send, directory)
+
+
+def in_child(function: Callable[[], None], directory: Path) -> NoReturn:
+    """Do something in a process that was just forked, which returns to nobody, and cleans up nothing of its parent."""
+    status = 1
+    try:
+        function()
+        status = 0
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            with (directory / "words").open("ab") as words:
+                words.write(text.encode("utf-8", "replace"))
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def last_words(directory: Path) -> str:
+    """Give the end of what a job wrote to its standard error, in one line."""
+    try:
+        text = (directory / "words").read_bytes()[-LAST_WORDS:].decode("utf-8", "replace")
+    except OSError:
+        text = ""
+    return " ".join(text.split()) or "it said nothing"
+
+
+def describe(status: int) -> str:
+    """Say how a process ended."""
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+# The server
+
+
+class Server:
+    """Takes jobs until its socket is closed, and ends when they have ended."""
+
+    def __init__(self, control: socket.socket, directory: Path, work: Callable[..., None]) -> None:
+        self._control = control
+        self._directory = directory
+        self._work = work
+        self._jobs = 0
+        #: The supervisors that are at work, and the directories of their jobs.
+        self._supervisors: dict[int, Path] = {}
+        #: What jobs that ended well have left behind on purpose, masters and daemons.
+        self._left: set[int] = set()
+        self._wakeup = Wakeup((signal.SIGCHLD, signal.SIGTERM))
+
+    def run(self) -> None:
+        """Take jobs."""
+        self._control.sendall(READY)
+        is_open = True
+        while is_open or self._supervisors:
+            wait_for((self._control, self._wakeup) if is_open else (self._wakeup,), None)
+            self._wakeup.clear()
+            self._reap()
+            if signal.SIGTERM in self._wakeup.came:
+                is_open = False
+                for pid in self._supervisors:
+                    os.kill(pid, signal.SIGTERM)
+            is_open = is_open and self._take()
+        end(lambda: {pid for pid in processes.descendants(os.getpid()) if is_master(pid)})
+
+    def _take(self) -> bool:
+        """Begin the next job if there is one; tell whether there may be more."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, 16, 1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data or not fds:
+            return False
+        channel = socket.socket(fileno=fds[0])
+        self._jobs += 1
+        directory = self._directory / f"job-{self._jobs}"
+        directory.mkdir(mode=0o700)
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._control.close()
+            in_child(lambda: supervise(channel, directory, self._work, server), directory)
+        channel.close()
+        self._supervisors[pid] = directory
+        return True
+
+    def _reap(self) -> None:
+        for pid, status in reap().items():
+            directory = self._supervisors.pop(pid, None)
+            self._left.discard(pid)
+            if directory is None:
+                continue
+            if status:
+                # It could not look after its job any more.
+                end(lambda: self._own() - self._left)
+            self._left |= self._own()
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _own(self) -> set[int]:
+        """Find the processes that have come to us from supervisors that ended."""
+        of_jobs = set(self._supervisors) | processes.descendants(*self._supervisors)
+        return {pid for pid in processes.descendants(os.getpid()) - of_jobs if not is_master(pid)}
+
+
+def make_directory() -> Path:
+    """Make a directory for what jobs need for a while, and remove those whose server has ended without doing so.
+
+    It is in the system's directory for such things: a path of a socket must be short.
+    """
+    where = Path(tempfile.gettempdir())
+    for old in where.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if old.lstat().st_uid == os.getuid() and (lock := _lock(old)) is not None:
+                shutil.rmtree(old, ignore_errors=True)
+                os.close(lock)
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
+        # Held as long as the server, or a supervisor, is alive; somebody may have removed it before that.
+        if _lock(directory) is not None and directory.exists():
+            return directory
+
+
+def _lock(directory: Path) -> int | None:
+    """Lock a directory for as long as this process and its forks live; None: somebody else has."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def main() -> None:
+    """Serve the socket that is given by its number."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    directory = make_directory()
+    try:
+        os.environ["ANSIBLE_LOCAL_TEMP"] = str(directory)
+        # Imported here: it reads the configuration, and that names the directory.
+        from labctl.remote.executors import ansible_job
+
+        ansible_job.warm_up(directory)
+        processes.adopt_orphans()
+        Server(control, directory, ansible_job.carry_out).run()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    # Ansible's own way to clean up would look for what is gone.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Hypervisors that are out of service: nothing is made or given out there, and who has a VM there gets another one."""
+
+from collections.abc import Collection, Mapping
+
+from sqlalchemy import ARRAY, Text, all_, bindparam, delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from labctl import clock
+from labctl.db import Reader, table
+from labctl.events.service import record
+from labctl.vms.models import VM, Cordon
+from labctl.vms.states import VMState
+from labctl.vms.upkeep import OUT_OF_SERVICE, completion, note_completed
+
+_vms = table(VM)
+_cordons = table(Cordon)
+_hosts = bindparam("hosts", type_=ARRAY(Text))
+_in_service = or_(
+    _vms.c.host.is_(None), ~select(_cordons.c.host).where(_cordons.c.host == _vms.c.host).correlate(_vms).exists()
+)
+_READY_ELSEWHERE = (
+    select(_vms.c.pool, func.count().label("ready"))
+    .where(
+        _vms.c.state == VMState.READY,
+        _in_service,
+        or_(_vms.c.host.is_(None), _vms.c.host != all_(_hosts)),
+    )
+    .group_by(_vms.c.pool)
+)
+#: What the VM that takes another one's place has of it; nobody's VM lives longer by that, nor shorter.
+_INHERITED = ("owner", "token_id", "address", "tags", "checkout", "lifetime", "expires", "warned", "due", "request_id")
+
+
+def cordoned(reader: Reader) -> frozenset[str]:
+    """Give the hypervisors that are out of service."""
+    return frozenset(reader.execute(select(_cordons.c.host)).scalars())
+
+
+def cordon(session: Session, host: str, reason: str) -> None:
+    """Take a hypervisor out of service, and complete what nobody has there: pools make it anew elsewhere.
+
+    VMs that are just becoming ready may be missed; asking again finds them.
+    """
+    add = insert(_cordons).values(host=host, reason=reason, since=clock.now())
+    if session.execute(add.on_conflict_do_nothing().returning(_cordons.c.host)).first() is not None:
+        record(session, "vm_host.cordoned", f"vm_hosts/{host}", reason=reason)
+    nobodys = (
+        select(_vms.c.id)
+        .where(_vms.c.host == host, _vms.c.state == VMState.READY)
+        .with_for_update(skip_locked=True, key_share=True)
+        .cte("nobodys")
+    )
+    complete = update(_vms).where(_vms.c.id.in_(select(nobodys.c.id))).values(completion(OUT_OF_SERVICE))
+    done = session.execute(complete.returning(_vms.c.name, _vms.c.pool)).all()
+    note_completed(session, [(name, pool, OUT_OF_SERVICE) for name, pool in done])
+
+
+def uncordon(session: Session, host: str) -> None:
+    """Take a hypervisor back into service."""
+    remove = delete(_cordons).where(_cordons.c.host == host).returning(_cordons.c.reason)
+    if (row := session.execute(remove).first()) is not None:
+        record(session, "vm_host.uncordoned", f"vm_hosts/{host}", reason=row.reason)
+
+
+def ready_elsewhere(reader: Reader, hosts: Collection[str]) -> Mapping[str, int]:
+    """Count by pool the VMs that are ready on other hypervisors than these, and than those out of service."""
+    return {row.pool: row.ready for row in reader.execute(_READY_ELSEWHERE, {"hosts": list(hosts)})}
+
+
+def replace(session: Session, name: str) -> str | None:
+    """Give a VM's owner another one of the same pool that is ready elsewhere, and complete the old one.
+
+    The new one has the old one's owner, token, tags and lifetime, not its disks and snapshots. Gives its name; None
+    if none is ready, or nobody has the old one any more.
+    """
+    held = select(_vms).where(_vms.c.name == name, _vms.c.state == VMState.RUNNING)
+    old = session.execute(held.with_for_update(key_share=True)).mappings().first()
+    if old is None:
+        return None
+    pick = (
+        select(_vms.c.id)
+        .where(_vms.c.pool == old["pool"], _vms.c.state == VMState.READY, _in_service, _vms.c.host != old["host"])
+        .order_by(_vms.c.ready, _vms.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, key_share=True, of=_vms)
+        .cte("pick")
+    )
+    # An engine that is just looking at it must not change it afterwards.
+    free = {"lease_holder": None, "lease_until": None, "failures": 0, "reason": None}
+    take = (
+        update(_vms)
+        .where(_vms.c.id.in_(select(pick.c.id)))
+        .values({"state": VMState.RUNNING, **{key: old[key] for key in _INHERITED}, **free})
+        .returning(_vms.c.name)
+    )
+    new: str | None = session.execute(take).scalar()
+    if new is None:
+        return None
+    session.execute(
+        update(_vms)
+        .where(_vms.c.id == old["id"])
+        .values(**completion(f"replaced by {new}"), lease_holder=None, lease_until=None)
+    )
+    record(session, "vm.replaced", f"vms/{name}", pool=old["pool"], owner=old["owner"], replacement=new)
+    note_completed(session, [(name, old["pool"], f"replaced by {new}")])
+    return new

@@ -1,0 +1,256 @@
+"""The ansible executor with a real sshd: nothing goes on when a job, a worker or a process in between has ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labctl import processes
+from labctl.remote.executor import Order, Run
+from labctl.remote.executors.ansible import AnsibleExecutor
+from labctl.remote.states import Operation, Status
+from tests.acceptance.lab import alive, until
+from tests.contracts.executor import read_all
+from tests.sshd import Sshd
+
+from .ansible_lab import Lab
+
+#: A command that is hard to end: it ignores what can be ignored, and has a child in a session of its own.
+STUBBORN = """trap '' HUP TERM INT
+setsid sh -c 'trap "" HUP TERM INT; echo $$ > {file}.child; sleep 1000' &
+echo $$ > {file}
+sleep 1000
+sleep 1000
+"""
+WORKER = """
+import sys
+from pathlib import Path
+from labctl.remote.executor import Order
+from labctl.remote.executors.ansible import AnsibleExecutor
+from labctl.remote.states import Operation
+executor = AnsibleExecutor({"workdir": sys.argv[1]}, Path("unused"))
+run = executor.begin(Order("jid", Operation.EXECUTE, ("web1", "here"), {"command": sys.argv[2]}, 600))
+while True:
+    run.read(1)
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, sshd: Sshd) -> Lab:
+    return Lab(tmp_path_factory.mktemp("lab"), sshd)
+
+
+@pytest.fixture(scope="module")
+def shared(lab: Lab) -> Iterator[AnsibleExecutor]:
+    executor = AnsibleExecutor({"workdir": str(lab.directory)}, Path("unused"))
+    yield executor
+    executor.close()
+
+
+@pytest.fixture
+def executor(lab: Lab) -> Iterator[AnsibleExecutor]:
+    executor = AnsibleExecutor({"workdir": str(lab.directory)}, Path("unused"))
+    yield executor
+    executor.close()
+
+
+def begin(executor: AnsibleExecutor, operation: Operation, host: str, timeout: float = 600, **arguments: Any) -> Run:
+    return executor.begin(Order("jid", operation, (host,), arguments, timeout))
+
+
+def begin_stubborn(executor: AnsibleExecutor, host: str, file: Path, timeout: float = 600) -> tuple[Run, list[int]]:
+    run = begin(executor, Operation.EXECUTE, host, timeout, command=STUBBORN.format(file=file))
+    return run, [pid_in(file), pid_in(Path(f"{file}.child"))]
+
+
+def pid_in(file: Path) -> int:
+    return int(until(lambda: file.exists() and file.read_text().strip(), "the command runs"))
+
+
+def gone(pids: list[int]) -> Callable[[], bool]:
+    return lambda: not any(alive(pid) for pid in pids)
+
+
+def below(pid: int) -> set[int]:
+    return processes.descendants(pid)
+
+
+@pytest.mark.parametrize("host", ["web1", "here"])
+def test_a_command_that_is_cancelled_ends_on_its_host_whatever_it_ignores(
+    shared: AnsibleExecutor, host: str, tmp_path: Path
+) -> None:
+    run, pids = begin_stubborn(shared, host, tmp_path / "pid")
+    run.cancel()
+
+    until(gone(pids), "the command has ended")
+    assert read_all(run) == [] and run.error is None
+
+
+def test_a_command_whose_time_is_up_ends(shared: AnsibleExecutor, tmp_path: Path) -> None:
+    run = begin(shared, Operation.EXECUTE, "here", timeout=1, command=STUBBORN.format(file=tmp_path / "pid"))
+
+    assert read_all(run) == [] and run.error == "timed out after 1 s"
+    # On a busy machine it may not have come to begin.
+    pids = [int(text) for file in tmp_path.glob("pid*") if (text := file.read_text().strip())]
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_step_of_a_role_that_is_cancelled_ends_on_its_host(shared: AnsibleExecutor, tmp_path: Path) -> None:
+    arguments = {"role": "long", "partial": None, "extra_vars": {"file": str(tmp_path / "pid")}}
+    run = begin(shared, Operation.DEPLOY, "web1", **arguments)
+    pid = pid_in(tmp_path / "pid")
+    run.cancel()
+
+    until(gone([pid]), "the step has ended")
+    read_all(run)
+
+
+def test_jobs_that_use_the_connection_of_one_that_is_cancelled_go_on(shared: AnsibleExecutor, tmp_path: Path) -> None:
+    run, pids = begin_stubborn(shared, "web2", tmp_path / "pid")
+    other = begin(shared, Operation.EXECUTE, "web2", command=f"echo $$ > {tmp_path}/other; sleep 5; echo hello")
+    pid_in(tmp_path / "other")
+    run.cancel()
+    until(gone(pids), "the command has ended")
+
+    assert read_all(run) == []
+    assert [(result.status, result.values["stdout"]) for result in read_all(other)] == [(Status.CHANGED, "hello\n")]
+
+
+def test_nothing_is_left_when_the_worker_is_killed(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    command = f"file={file}-$$; " + STUBBORN.format(file="$file").replace("'trap", "'file='$file'; trap")
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(lab.directory), command])
+    until(lambda: len(list(tmp_path.glob("pid-*"))) == 4, "the commands run")
+    pids = [pid_in(one) for one in tmp_path.glob("pid-*")]
+    ours = list(below(worker.pid))
+    assert len(ours) > 5
+    worker.kill()
+    worker.wait()
+
+    until(gone(pids + ours), "everything has ended")
+
+
+def test_when_the_server_is_killed_its_jobs_end_and_say_so_and_the_next_one_finds_another(
+    executor: AnsibleExecutor, tmp_path: Path
+) -> None:
+    run, pids = begin_stubborn(executor, "web1", tmp_path / "pid")
+    other, others = begin_stubborn(executor, "here", tmp_path / "other")
+    os.kill(server_of(others[0]), signal.SIGKILL)
+
+    read_all(run)
+    read_all(other)
+    until(gone(pids + others), "the commands have ended")
+    assert run.error == other.error == "the process that began it has ended"
+    assert [result.status for result in read_all(begin(executor, Operation.PING, "web1"))] == [Status.OK]
+
+
+def test_when_who_looks_after_a_job_is_killed_the_server_does(executor: AnsibleExecutor, tmp_path: Path) -> None:
+    other = begin(executor, Operation.EXECUTE, "here", command=f"echo $$ > {tmp_path}/other; sleep 5; echo hello")
+    pid_in(tmp_path / "other")
+    run, pids = begin_stubborn(executor, "here", tmp_path / "pid")
+    os.kill(supervisor_of(pids[0]), signal.SIGKILL)
+
+    read_all(run)
+    until(gone(pids), "the command has ended")
+    assert run.error == "the process that carried this out was lost"
+    assert [result.values["stdout"] for result in read_all(other)] == ["hello\n"]
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def supervisor_of(pid: int) -> int:
+    """Find the ancestor of a command on this machine that looks after its job: the child of the server."""
+    while not (is_server(parent(pid)) and parent(parent(pid)) == os.getpid()):
+        pid = parent(pid)
+    return pid
+
+
+def server_of(pid: int) -> int:
+    return parent(supervisor_of(pid))
+
+
+def is_server(pid: int) -> bool:
+    return b"ansible_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_closing_ends_every_process_and_removes_what_was_written(lab: Lab, tmp_path: Path) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("labctl-ansible-*"))
+    executor = AnsibleExecutor({"workdir": str(lab.directory)}, Path("unused"))
+    run, pids = begin_stubborn(executor, "here", tmp_path / "pid")
+    read_all(begin(executor, Operation.PING, "web1"))
+    [directory] = set(Path(tempfile.gettempdir()).glob("labctl-ansible-*")) - before
+    ours = list(below(server_of(pids[0])))
+    assert directory.stat().st_mode & 0o777 == 0o700
+    executor.close()
+
+    until(gone(pids + ours), "everything has ended")
+    read_all(run)
+    assert not directory.exists()
+
+
+def test_secrets_are_on_no_command_line_and_in_no_file_that_stays(lab: Lab, tmp_path: Path) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("labctl-ansible-*"))
+    executor = AnsibleExecutor({"workdir": str(lab.directory)}, Path("unused"))
+    extra_vars = {"file": str(tmp_path / "pid"), "password": "s3cret-9371"}
+    run = begin(executor, Operation.DEPLOY, "web1", role="long", partial=None, extra_vars=extra_vars)
+    pid_in(tmp_path / "pid")
+    lines = b"".join(content(path) for path in Path("/proc").glob("[0-9]*/cmdline"))
+    environments = b"".join(content(Path(f"/proc/{pid}/environ")) for pid in below(os.getpid()))
+    assert b"s3cret-9371" not in lines + environments
+    [server] = set(Path(tempfile.gettempdir()).glob("labctl-ansible-*")) - before
+    run.cancel()
+    read_all(run)
+
+    until(lambda: not list(server.glob("job-*")), "the files of the job are gone")
+    assert not any(b"s3cret-9371" in content(path) for path in server.rglob("*") if path.is_file())
+    executor.close()
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("host", ["web1", "here"])
+def test_a_command_that_was_cancelled_leaves_no_file_that_tells_it(
+    executor: AnsibleExecutor, host: str, tmp_path: Path
+) -> None:
+    run = begin(executor, Operation.EXECUTE, host, command=f"echo $$ > {tmp_path}/pid; : s3cret-4711; sleep 1000")
+    pid = pid_in(tmp_path / "pid")
+    run.cancel()
+    read_all(run)
+    until(gone([pid]), "the command has ended")
+
+    def telling() -> bool:
+        sent = [*Path.home().glob(".ansible/tmp/*/*"), *Path(tempfile.gettempdir()).glob("labctl-ansible-*/**/*")]
+        return any(b"s3cret-4711" in content(path) for path in sent)
+
+    until(lambda: not telling(), "what was sent is removed")
+
+
+def test_what_a_killed_server_has_left_is_removed_by_the_next_one(lab: Lab, executor: AnsibleExecutor) -> None:
+    old = Path(tempfile.mkdtemp(prefix="labctl-ansible-"))
+    (old / "job-1").mkdir()
+    (old / "job-1/words").write_text("something")
+    executor.hosts()
+
+    assert not old.exists()
+
+
+def test_a_host_whose_key_is_unknown_is_not_reached(lab: Lab, executor: AnsibleExecutor) -> None:
+    known = lab.common["ansible_ssh_common_args"]
+    hosts = {"web1": {}, "stranger": {"ansible_ssh_common_args": known.replace("known_hosts", "nothing")}}
+    lab.write_inventory(hosts, lab.common)
+    [result] = read_all(begin(executor, Operation.PING, "stranger"))
+
+    assert result.status == Status.UNREACHABLE and "Host key verification failed" in result.values["message"]

@@ -1,0 +1,89 @@
+"""Which hosts a pattern means."""
+
+import pytest
+
+from labctl.errors import Invalid
+from labctl.remote.patterns import MOST_PARTS, choose
+
+HOSTS = {
+    "[x]": [],
+    "db1": ["db"],
+    "db2": ["db", "old"],
+    "fe80::1": [],
+    "web": ["front"],
+    "web1": ["front"],
+    "web2": ["front", "old"],
+    "web:1": [],
+}
+
+
+def meant(*texts: str) -> list[str]:
+    chosen, missing = choose(HOSTS, texts)
+    assert missing == []
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hosts"),
+    [
+        ("*", list(HOSTS)),
+        ("all", list(HOSTS)),
+        ("web?", ["web1", "web2"]),
+        ("web[12]", ["web1", "web2"]),
+        ("web[!1]", ["web2"]),
+        ("db*", ["db1", "db2"]),
+        ("db", ["db1", "db2"]),
+        ("front", ["web", "web1", "web2"]),
+        ("db,front", ["db1", "db2", "web", "web1", "web2"]),
+        ("web1,db1,web1", ["db1", "web1"]),
+        (" web1 , db1 ", ["db1", "web1"]),
+        ("db*,!db1", ["db2"]),
+        ("!db1,db*", ["db2"]),
+        ("front,&old", ["web2"]),
+        ("*,&old,!db", ["web2"]),
+        ("*,&old,&db", ["db2"]),
+        ("!front", ["[x]", "db1", "db2", "fe80::1", "web:1"]),
+        ("&old", ["db2", "web2"]),
+        ("!web*,web1", []),
+    ],
+)
+def test_a_pattern_means_hosts_in_their_order_and_once(pattern: str, hosts: list[str]) -> None:
+    assert choose(HOSTS, [pattern]) == (hosts, [] if hosts else [pattern])
+
+
+@pytest.mark.parametrize("name", ["web:1", "fe80::1", "[x]", "web"])
+def test_the_name_of_a_host_means_that_host_whatever_characters_it_has(name: str) -> None:
+    assert meant(name) == [name]
+    assert meant(f"{name},db1") == sorted([name, "db1"])
+    assert name not in meant(f"*,!{name}")
+
+
+@pytest.mark.parametrize("name", ["a,b", "!a", "&a", "*", "a b"])
+def test_even_one_that_is_a_pattern_to_others(name: str) -> None:
+    assert choose({name: [], "a": [], "b": []}, [name]) == ([name], [])
+
+
+@pytest.mark.parametrize(
+    "pattern", ["WEB1", "Db*", "web", "~web.", "web1:db1", "web[", "nosuch", "old1", ",", "!", "&", ""]
+)
+def test_letter_case_matters_and_nothing_else_is_a_pattern(pattern: str) -> None:
+    hosts = {name: groups for name, groups in HOSTS.items() if name != "web"}
+    assert choose(hosts, [pattern]) == ([], [pattern])
+
+
+def test_several_texts_are_taken_in_their_order_and_those_that_mean_nothing_are_told() -> None:
+    assert choose(HOSTS, ["web2", "nosuch", "db*", "web2", "*,!*"]) == (["web2", "db1", "db2"], ["nosuch", "*,!*"])
+
+
+def test_there_is_a_limit_on_patterns_but_none_on_names() -> None:
+    hosts = {f"host{number}": [] for number in range(MOST_PARTS * 2)}
+    assert choose(hosts, hosts) == (list(hosts), [])
+    with pytest.raises(Invalid, match="more than 100 patterns"):
+        choose(hosts, ["a*"] * (MOST_PARTS + 1))
+    with pytest.raises(Invalid, match="more than 100 patterns"):
+        choose(hosts, [",".join(["a*"] * (MOST_PARTS + 1))])
+
+
+def test_a_pattern_that_is_made_to_be_slow_is_not() -> None:
+    hosts = {"a" * 200 + str(number): ["g"] for number in range(1000)}
+    assert choose(hosts, ["*a" * 50 + "b"]) == ([], ["*a" * 50 + "b"])
