@@ -17,6 +17,7 @@ PACKAGE = ROOT / "labctl"
 
 #: The kit, which every domain stands on. ``http`` is in it as well, but only for those above the core.
 KIT = {
+    "asking",
     "clock",
     "db",
     "errors",
@@ -28,6 +29,7 @@ KIT = {
     "plugins",
     "processes",  # what the kernel does for whoever starts some
     "pools",  # settings and domains both need to know what a pool is
+    "purging",
     "queue",
     "settings",
     "times",

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from labctl import __version__
+from labctl import __version__, asking
 
 #: Seconds for a connection, and for the next bytes of an answer.
 PATIENCE = 20.0
@@ -306,14 +306,14 @@ def _run(coroutine: Coroutine[Any, Any, Got], seconds: float, unwanted: Event | 
 
     Not by ``asyncio.run``: at its end that waits for the threads that resolve names, however long they take.
     """
-    loop = _Loop()
+    loop = asking.Loop()
     loop.set_default_executor(ThreadPoolExecutor(1, "resolve"))
     try:
         return loop.run_until_complete(_watched(coroutine, seconds, unwanted))
     except httpx.TimeoutException as error:
         raise Failed(f"no answer within {PATIENCE:g} s", passing=True) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        cause = _innermost(error)
+        cause = asking.innermost(error)
         untrusted = isinstance(cause, ssl.SSLCertVerificationError)
         raise Failed(f"{type(cause).__name__}: {cause}".strip(": ")[:300], passing=not untrusted) from error
     finally:
@@ -336,25 +336,3 @@ async def _watched(coroutine: Coroutine[Any, Any, Got], seconds: float, unwanted
     if unwanted and unwanted.is_set():
         raise Unwanted
     raise Failed(f"it took longer than {seconds:g} s", passing=True)
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that knows its connections: httpcore forgets those whose TLS handshake is called off."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.connections: list[asyncio.Transport] = []
-
-    async def create_connection(self, *arguments: Any, **options: Any) -> Any:
-        transport, protocol = await super().create_connection(*arguments, **options)
-        self.connections.append(transport)
-        return transport, protocol
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Unwrap what the system said: the libraries have put layers around it, and all addresses of a name in a group."""
-    below = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
-    if below is None and type(error).__module__.startswith("httpcore"):
-        # It raises its own errors "from None".
-        below = error.__context__
-    return error if below is None else _innermost(below)

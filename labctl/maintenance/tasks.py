@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
-from labctl import clock, queue
+from labctl import purging, queue
 from labctl.db import reading, transaction
 from labctl.maintenance import downloads, fetching, notices, service
 from labctl.queue import task
@@ -203,13 +202,5 @@ def tidy(settings: Settings) -> None:
 
 @task("maintenance.purge", cron="*/10 * * * *")
 def purge(settings: Settings) -> None:
-    """Forget sessions that ended more than ``maintenance_keep_days`` ago, a batch in a transaction."""
-    before = clock.now() - timedelta(days=settings.maintenance_keep_days)
-    total = 0
-    deleted = BATCH
-    while deleted == BATCH:
-        with transaction() as session:
-            deleted = service.purge(session, before, BATCH)
-        total += deleted
-    if total:
-        log.info("maintenance_purged", extra={"count": total})
+    """Forget sessions that ended more than ``maintenance_keep_days`` ago."""
+    purging.purge("maintenance", settings.maintenance_keep_days, service.purge, batch=BATCH)

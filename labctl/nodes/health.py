@@ -8,11 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import httpx
 
-from labctl import __version__
+from labctl import __version__, asking
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class _Checks:
     """
 
     def __init__(self, verify: bool) -> None:
-        self._loop = _Loop()
+        self._loop = asking.Loop()
         # A thread for each name: six that cannot be resolved would hold up all others.
         self._loop.set_default_executor(ThreadPoolExecutor(AT_ONCE, "resolve"))
         self._client = httpx.AsyncClient(
@@ -158,36 +157,14 @@ class _Checks:
         await asyncio.sleep(0)
 
 
-class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that knows its connections: httpcore forgets those whose TLS handshake is called off."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.connections: list[asyncio.Transport] = []
-
-    async def create_connection(self, *arguments: Any, **options: Any) -> Any:
-        transport, protocol = await super().create_connection(*arguments, **options)
-        self.connections.append(transport)
-        return transport, protocol
-
-
 async def _ask(client: httpx.AsyncClient, host: str) -> str | None:
     """Say what is wrong with a node, None if its answer is a 2xx, whatever its body."""
     try:
         async with client.stream("GET", f"https://{host}/health/") as answer:
             return None if answer.is_success else f"it answered {answer.status_code}"
     except Exception as error:
-        cause = _innermost(error)
+        cause = asking.innermost(error)
         return f"{type(cause).__name__}: {cause}".strip(": ")[:300]
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Unwrap what the system said: the libraries have put layers around it, and all addresses of a name in a group."""
-    below = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__
-    if below is None and type(error).__module__.startswith("httpcore"):
-        # It raises its own errors "from None".
-        below = error.__context__
-    return error if below is None else _innermost(below)
 
 
 @cache

@@ -1,16 +1,11 @@
 """Waking the runner of a worker process, and forgetting jobs that ended long ago."""
 
-import logging
 from collections.abc import Callable
-from datetime import timedelta
 
-from labctl import clock
-from labctl.db import transaction
+from labctl import purging
 from labctl.queue import task
 from labctl.remote import running
 from labctl.settings import Settings
-
-log = logging.getLogger(__name__)
 
 #: Jobs of one transaction; each may have much output.
 BATCH = 50
@@ -28,13 +23,5 @@ def wake(settings: Settings) -> None:
 
 @task("remote.purge", cron="*/10 * * * *")
 def purge(settings: Settings) -> None:
-    """Delete jobs that ended more than ``remote_keep_days`` ago, a batch in a transaction."""
-    before = clock.now() - timedelta(days=settings.remote_keep_days)
-    total = 0
-    deleted = BATCH
-    while deleted == BATCH:
-        with transaction() as session:
-            deleted = running.purge(session, before, BATCH)
-        total += deleted
-    if total:
-        log.info("remote_jobs_purged", extra={"count": total})
+    """Delete jobs that ended more than ``remote_keep_days`` ago."""
+    purging.purge("remote_jobs", settings.remote_keep_days, running.purge, batch=BATCH)
