@@ -28,6 +28,8 @@ echo $$ > {file}
 sleep 1000
 sleep 1000
 """
+#: Seconds that are too few for what is only noticed when something else happens.
+SOON = 10
 WORKER = """
 import sys
 from pathlib import Path
@@ -156,10 +158,23 @@ def test_when_who_looks_after_a_job_is_killed_the_server_does(executor: AnsibleE
     run, pids = begin_stubborn(executor, "here", tmp_path / "pid")
     os.kill(supervisor_of(pids[0]), signal.SIGKILL)
 
+    until(gone(pids), "the command has ended", SOON)
     read_all(run)
-    until(gone(pids), "the command has ended")
     assert run.error == "the process that carried this out was lost"
     assert [result.values["stdout"] for result in read_all(other)] == ["hello\n"]
+
+
+def test_when_ansible_itself_is_killed_its_job_ends_with_all_that_it_runs(
+    executor: AnsibleExecutor, tmp_path: Path
+) -> None:
+    run, pids = begin_stubborn(executor, "here", tmp_path / "pid")
+    supervisor = supervisor_of(pids[0])
+    (ansible,) = [pid for pid in below(supervisor) if parent(pid) == supervisor and pids[0] in below(pid)]
+    os.kill(ansible, signal.SIGKILL)
+
+    until(gone(pids), "the commands have ended", SOON)
+    assert read_all(run) == []
+    assert run.error is not None and run.error.startswith("Ansible has ended with SIGKILL")
 
 
 def parent(pid: int) -> int:

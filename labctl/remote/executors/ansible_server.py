@@ -125,7 +125,7 @@ def supervise(channel: socket.socket, directory: Path, work: Callable[..., None]
         in_child(lambda: do(work, request, channel, directory, own), directory)
     deadline = time.monotonic() + request["timeout"]
     status, error = watch(channel, wakeup, child, deadline + GRACE)
-    if error is not None:
+    if error is not None or status:
         # Before the others, or it would tell of failures that are ours.
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(child, signal.SIGKILL)
@@ -177,12 +177,27 @@ def do(
         signal.signal(number, signal.SIG_DFL)
     with (directory / "words").open("wb") as words:
         os.dup2(words.fileno(), 2)
+    end_forks_with_us(channel)
 
     def send(message: dict[str, Any]) -> None:
         # No lone surrogates and no bytes beyond ASCII: whoever reads this has no trouble with it.
         channel.sendall(json.dumps(message, default=str).encode() + b"\n")
 
     work(request, send, directory)
+
+
+def end_forks_with_us(channel: socket.socket) -> None:
+    """Let no fork of this process outlive it, nor hold the channel, whose end tells that the job has ended."""
+    forking = [os.getpid()]
+
+    def before() -> None:
+        forking[0] = os.getpid()
+
+    def after() -> None:
+        channel.close()
+        processes.die_with_parent(signal.SIGKILL, forking[0])
+
+    os.register_at_fork(before=before, after_in_child=after)
 
 
 def in_child(function: Callable[[], None], directory: Path) -> NoReturn:
@@ -229,6 +244,8 @@ class Server:
     """Takes jobs until its socket is closed, and ends when they have ended."""
 
     def __init__(self, control: socket.socket, directory: Path, work: Callable[..., None]) -> None:
+        # recv_fds ignores its flags in some versions of Python, and nobody would be looked after while it waits.
+        control.setblocking(False)
         self._control = control
         self._directory = directory
         self._work = work
@@ -257,7 +274,7 @@ class Server:
     def _take(self) -> bool:
         """Begin the next job if there is one; tell whether there may be more."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, 16, 1, socket.MSG_DONTWAIT)
+            data, fds, _, _ = socket.recv_fds(self._control, 16, 1)
         except BlockingIOError:
             return True
         except OSError:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from labctl.remote.executor import Result
+from labctl.remote.executor import SERVICE, Result
 from labctl.remote.states import Operation, Status
 from labctl.remote.task import Operate, Task
 
@@ -45,6 +45,8 @@ class RollingRestart(Task):
         except ValidationError as error:
             lines = (f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
             raise ValueError("\n".join(lines)) from error
+        if not SERVICE.fullmatch(self._options.service):
+            raise ValueError(f"service: {self._options.service!r} is no name of a service")
 
     def run(self, hosts: Sequence[str], operate: Operate) -> Iterator[Result]:
         """Restart and look, batch by batch."""
