@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from labctl import clock, lease, queue
 from labctl.db import Reader, table
 from labctl.events.service import record
+from labctl.maintenance import fetching
 from labctl.maintenance.models import MaintenanceDownload, MaintenanceSession, MaintenanceStep
 from labctl.maintenance.states import FAILED, ActionState
 from labctl.maintenance.workflow import Progress
@@ -49,12 +50,6 @@ class Held:
         return f"{self.position}-{self.lease_attempt}"
 
 
-def shown(url: str) -> str:
-    """Give a URL for people and programs: what it asks may be as good as a password."""
-    plain, asks, _ = url.partition("?")
-    return f"{plain}?***" if asks else plain
-
-
 def begin(session: Session, sid: str) -> None:
     """Have the files of a session fetched that nobody has begun to fetch; at once, if a worker has nothing to do."""
     fresh = and_(_downloads.c.session_id == sid, _downloads.c.state == ActionState.WAITING, _downloads.c.due.is_(None))
@@ -81,7 +76,7 @@ def progress(reader: Reader, sid: str) -> tuple[Progress, str]:
     ).all()
     for row in rows:
         if row.state == ActionState.FAILED:
-            return Progress.FAILED, f"{shown(row.url)} could not be downloaded: {row.reason}"
+            return Progress.FAILED, f"{fetching.shown(row.url)} could not be downloaded: {row.reason}"
     if all(row.state == ActionState.DONE for row in rows):
         return Progress.DONE, ""
     if any(row.state == ActionState.WAITING and row.due is None for row in rows):
@@ -143,15 +138,15 @@ def done(session: Session, held: Held, path: str, size: int, sha256: str) -> Non
     state = _wake(session, held)
     values = {"state": ActionState.DONE, "path": path, "size": size, "reason": None, "finished": clock.now()}
     if _change(session, held, **values):
-        _tell(session, held, state, f"downloaded {shown(held.url)} ({size} bytes)")
-        told = {"url": shown(held.url), "size": size, "sha256": sha256}
+        _tell(session, held, state, f"downloaded {fetching.shown(held.url)} ({size} bytes)")
+        told = {"url": fetching.shown(held.url), "size": size, "sha256": sha256}
         record(session, "maintenance.downloaded", f"maintenance/{held.session_id}", **told)
 
 
 def failed(session: Session, held: Held, reason: str, *, passing: bool) -> None:
     """Note why a file is not there: it is tried again a little later, or the session cannot go on."""
     failures = held.failures + 1
-    told = {"url": shown(held.url), "reason": reason}
+    told = {"url": fetching.shown(held.url), "reason": reason}
     if passing and failures < TRIES:
         due = clock.now() + timedelta(seconds=RETRY_FIRST * 2**held.failures)
         _change(session, held, state=ActionState.WAITING, failures=failures, reason=reason, due=due)
@@ -160,7 +155,7 @@ def failed(session: Session, held: Held, reason: str, *, passing: bool) -> None:
     state = _wake(session, held)
     values = {"state": ActionState.FAILED, "failures": failures, "reason": reason, "finished": clock.now()}
     if _change(session, held, **values):
-        _tell(session, held, state, f"could not download {shown(held.url)}: {reason}")
+        _tell(session, held, state, f"could not download {fetching.shown(held.url)}: {reason}")
         record(session, "maintenance.download_failed", f"maintenance/{held.session_id}", **told)
         log.warning("download_failed", extra={"session": held.session_id, **told})
 

@@ -90,6 +90,12 @@ def split(url: str) -> tuple[str, str | None]:
     return plain, digest.lower()
 
 
+def shown(url: str) -> str:
+    """Give a URL for people and programs: what it asks may be as good as a password."""
+    plain, asks, _ = url.partition("?")
+    return f"{plain}?***" if asks else plain
+
+
 def file_name(url: str) -> str:
     """Make the name of a file from a URL: safe in any directory, in a shell and in a list."""
     last = httpx.URL(url).path.rstrip("/").rpartition("/")[2]

@@ -61,7 +61,6 @@ _ONE = select(
     _all(
         MaintenanceAction,
         *("host", "plugin", "type", "state", "reason", "attempt", "started", "deadline", "finished", "jobs"),
-        # In the order in which they run.
         order=("host", "attempt", "type", "plugin", "number"),
     ).label("all_actions"),
     _all(

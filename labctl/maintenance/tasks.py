@@ -93,7 +93,7 @@ def _fetched(session: Any, held: downloads.Held, future: "Future[fetching.File]"
             downloads.failed(session, held, str(error), passing=error.passing)
         case error:
             log.error(
-                "download_broken", exc_info=error, extra={"session": held.session_id, "url": downloads.shown(held.url)}
+                "download_broken", exc_info=error, extra={"session": held.session_id, "url": fetching.shown(held.url)}
             )
             downloads.failed(session, held, f"{type(error).__name__}: {error}", passing=False)
 

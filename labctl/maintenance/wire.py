@@ -30,6 +30,7 @@ _KNOWN_OF_ACTIONS = ("plugin", "type", "metadata")
 EDITS = ("retry", "skip", "add_hosts", "drop_hosts", "maintenance_at", "paused")
 #: What may be in a change and says nothing there: clients may send the session's body again.
 _IDLE = frozenset(("session_id", *_KNOWN)) - frozenset(EDITS)
+_TURNS = {kind: number for number, kind in enumerate(ActionType)}
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -256,7 +257,7 @@ def sessions_to_wire(ids: Sequence[str]) -> dict[str, Any]:
 def session_to_wire(found: Any, jobs_url: str) -> dict[str, Any]:
     """Shape all that is known of a session; ``jobs_url`` is where jobs on hosts can be asked for."""
     actions, steps = defaultdict(list), defaultdict(list)
-    for action in found.all_actions:
+    for action in sorted(found.all_actions, key=_turn):
         actions[action["host"]].append(_action_to_wire(action, jobs_url))
     for step in found.steps:
         steps[step["host"] or ""].append(_step_to_wire(step))
@@ -281,7 +282,7 @@ def session_to_wire(found: Any, jobs_url: str) -> dict[str, Any]:
         "progress": {"hosts": len(found.hosts), **counts},
         "hosts": [_host_to_wire(each, actions[each["host"]], steps[each["host"]]) for each in found.hosts],
         "actions": actions[""],
-        "download": [_with_times(each, "finished") for each in found.downloads],
+        "download": [_download_to_wire(each) for each in found.downloads],
         "replies": [_with_times(each, "asked", "reply_by", "answered") for each in found.replies],
         "moves": [_with_times(each, "begun", "finished") for each in found.moves],
         "steps": steps[""],
@@ -303,6 +304,12 @@ def _host_to_wire(host: Mapping[str, Any], actions: Sequence[Any], steps: Sequen
     }
 
 
+def _turn(action: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Sort actions as they run: those of a host all again with each attempt, those of the session one by one."""
+    attempt = action["attempt"]
+    return attempt if action["host"] else 0, _TURNS[ActionType(action["type"])], attempt
+
+
 def _action_to_wire(action: Mapping[str, Any], jobs_url: str) -> dict[str, Any]:
     jobs = [
         {**job, **({"ended": time_to_wire(job["ended"])} if "ended" in job else {}), "href": f"{jobs_url}/{job['jid']}"}
@@ -311,6 +318,10 @@ def _action_to_wire(action: Mapping[str, Any], jobs_url: str) -> dict[str, Any]:
     shown = {key: action[key] for key in ("plugin", "type", "state", "reason", "attempt")}
     times = {key: time_to_wire(action[key]) for key in ("started", "deadline", "finished")}
     return {**shown, **times, "jobs": jobs}
+
+
+def _download_to_wire(download: Mapping[str, Any]) -> dict[str, Any]:
+    return _with_times({**download, "url": fetching.shown(download["url"])}, "finished")
 
 
 def _with_times(row: Mapping[str, Any], *times: str) -> dict[str, Any]:

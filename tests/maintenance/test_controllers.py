@@ -67,6 +67,13 @@ def put(app: TestApp, sid: str, **data: Any) -> Any:
     return app.put_json(f"{URLS[0]}/{sid}", data, expect_errors=True)
 
 
+#: Actions of a host and of the session, in the order in which they run.
+ORDER = [
+    *(("host1", kind, attempt) for attempt in (1, 2) for kind in ("host", "check")),
+    *(("", kind, attempt) for kind in ("pre", "post") for attempt in (1, 2)),
+]
+
+
 def change(session: Session, model: type[Base], **values: Any) -> None:
     """Change all rows of a table, as the engine would."""
     session.execute(update(model).values(values))
@@ -120,7 +127,9 @@ def test_a_session_is_begun_at_both_places_with_and_without_a_slash(
 
 
 def test_what_a_session_is_asked_for_can_be_read(admin: TestApp, stopped_clock: Any) -> None:
-    sid = begin(admin, maintenance_at="2026-01-03 00:00:00", actions=ACTIONS, download=["https://h.example/a.tgz"])
+    sid = begin(
+        admin, maintenance_at="2026-01-03 00:00:00", actions=ACTIONS, download=["https://h.example/a.tgz?token=geheim"]
+    )
 
     found = detail(admin, sid)
     assert {key: found[key] for key in ("session_id", "state", "workflow", "maintenance_at", "metadata")} == {
@@ -137,8 +146,19 @@ def test_what_a_session_is_asked_for_can_be_read(admin: TestApp, stopped_clock: 
         ("host1", "waiting", ["inventory", "machine"], False),
         ("host2", "waiting", ["inventory", "machine"], False),
     ]
-    assert [(each["url"], each["state"]) for each in found["download"]] == [("https://h.example/a.tgz", "waiting")]
+    assert [(each["url"], each["state"]) for each in found["download"]] == [("https://h.example/a.tgz?***", "waiting")]
     assert found["steps"] == [{"at": "2026-01-02 03:04:05", "state": "MAINTENANCE", "text": "begun by doctor"}]
+
+
+def test_actions_are_told_in_the_order_in_which_they_run(admin: TestApp, session: Session) -> None:
+    sid = begin(admin)
+    for number, (host, kind, attempt) in enumerate(ORDER):
+        about = {"number": number, "host": host, "type": kind, "attempt": attempt}
+        session.add(MaintenanceAction(session_id=sid, plugin="dummy", **about))
+    session.flush()
+    found = detail(admin, sid)
+    told = [("host1", each) for each in found["hosts"][0]["actions"]] + [("", each) for each in found["actions"]]
+    assert [(host, each["type"], each["attempt"]) for host, each in told] == ORDER
 
 
 def test_a_time_that_is_over_is_now(admin: TestApp, stopped_clock: Any) -> None:
