@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import ARRAY, Integer, Text, any_, bindparam, delete, func, or_, select, update
+from sqlalchemy import ARRAY, Integer, Text, any_, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -43,7 +43,13 @@ _ADD = insert(_machines).on_conflict_do_nothing(index_elements=["name"]).returni
 _CORDON = (
     update(_machines)
     .where(_machines.c.name == bindparam("this_name"), _machines.c.cordoned.is_distinct_from(bindparam("new_reason")))
-    .values(cordoned=bindparam("new_reason"))
+    .values(
+        cordoned=bindparam("new_reason"),
+        # What was taken for the old reason is for the new one from now on.
+        locked_by=case(
+            (_machines.c.locked_by == _machines.c.cordoned, bindparam("new_reason")), else_=_machines.c.locked_by
+        ),
+    )
     .returning(_machines.c.id)
 )
 _TAKE_CORDONED = (
@@ -51,11 +57,10 @@ _TAKE_CORDONED = (
     .where(_machines.c.name == bindparam("this_name"), ~_machines.c.locked, _machines.c.cordoned.is_not(None))
     .values(
         locked=True,
-        locked_by=bindparam("new_locked_by"),
+        locked_by=_machines.c.cordoned,
         locked_since=bindparam("new_since"),
-        description=_machines.c.cordoned,
     )
-    .returning(_machines.c.description)
+    .returning(_machines.c.cordoned, _machines.c.description)
 )
 _REMOVE = delete(_machines).where(_machines.c.name == bindparam("name"), ~_machines.c.locked).returning(_machines.c.id)
 
@@ -276,27 +281,26 @@ def cordon(session: Session, name: str, reason: str) -> bool:
     return session.execute(_FIND, {"name": name}).first() is not None
 
 
-def take(session: Session, name: str, locked_by: str) -> bool:
-    """Lock a cordoned machine for whoever has cordoned it; tells whether it is theirs, which it is not while in use."""
-    values = {"this_name": name, "new_locked_by": locked_by, "new_since": clock.now()}
-    taken = session.execute(_TAKE_CORDONED, values).first()
+def take(session: Session, name: str) -> bool:
+    """Lock a cordoned machine in the name of the reason; tells whether that is so now, which it is not while in use."""
+    taken = session.execute(_TAKE_CORDONED, {"this_name": name, "new_since": clock.now()}).first()
     if taken is not None:
-        record(session, "machine.locked", f"machines/{name}", locked_by=locked_by, description=taken.description)
+        record(session, "machine.locked", f"machines/{name}", locked_by=taken.cordoned, description=taken.description)
         return True
     found = session.execute(_HOLD, {"name": name}).mappings().first()
-    return found is None or found["locked_by"] == locked_by
+    return found is None or found["locked_by"] == found["cordoned"]
 
 
-def uncordon(session: Session, name: str, locked_by: str) -> None:
+def uncordon(session: Session, name: str) -> None:
     """Let a machine be locked again, and unlock it if :func:`take` has locked it."""
     machine = session.execute(_HOLD, {"name": name}).mappings().first()
     if machine is None or machine["cordoned"] is None:
         return
-    mine = machine["locked_by"] == locked_by
+    mine = machine["locked_by"] == machine["cordoned"]
     free = {"locked": False, "locked_by": None, "locked_since": None} if mine else {}
     session.execute(_CHANGE, {"machine": machine["id"], "cordoned": None, **free})
     if mine:
-        record(session, "machine.unlocked", f"machines/{name}", **_reason({**machine, "locked_by": locked_by}))
+        record(session, "machine.unlocked", f"machines/{name}", **_reason(machine))
     record(session, "machine.uncordoned", f"machines/{name}", reason=machine["cordoned"])
 
 

@@ -141,7 +141,7 @@ def give_back(session: Session, sid: str, host: str) -> None:
         # It comes back with the host that it is on.
         machines.cordon(session, host, _reason(below))
     for name in (*(() if below else (host,)), *known.guests(session, host, _reason(sid))):
-        machines.uncordon(session, name, known.LOCKER)
+        machines.uncordon(session, name)
     cordon.uncordon(session, host)
 
 
@@ -323,7 +323,7 @@ class Advancing:
             # Whatever has become ready meanwhile, or was just given out.
             cordon.cordon(self.session, host.name, _reason(self.sid))
             names = (host.name, *known.guests(self.session, host.name, _reason(self.sid)))
-            taken = [machines.take(self.session, name, known.LOCKER) for name in names]
+            taken = [machines.take(self.session, name) for name in names]
             # What is still ready is just being given out.
             given_out = known.instances(self.session, [host.name]) or known.has_ready(self.session, host.name)
             if not all(taken) or given_out:

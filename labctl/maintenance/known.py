@@ -15,8 +15,6 @@ from labctl.remote.models import RemoteHost
 from labctl.vms.models import VM, Cordon
 from labctl.vms.states import VMState
 
-#: Who locks the machines of sessions.
-LOCKER = "maintenance"
 MACHINE, HYPERVISOR, INVENTORY = "machine", "hypervisor", "inventory"
 
 _machines = table(Machine)
@@ -39,7 +37,7 @@ _ALL = union_all(
     select(_remote.c.name, literal(INVENTORY)),
 )
 # Locked, but not by the session that has it.
-_in_use = and_(_machines.c.locked, or_(_machines.c.locked_by != LOCKER, _machines.c.cordoned.is_(None)))
+_in_use = and_(_machines.c.locked, _machines.c.locked_by.is_distinct_from(_machines.c.cordoned))
 _machine_of = {
     "id": _machines.c.name,
     "project": _machines.c.locked_by,

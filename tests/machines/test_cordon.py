@@ -44,12 +44,12 @@ def test_a_machine_out_of_service_is_not_among_many(session: Session) -> None:
 def test_a_free_machine_is_taken_for_upkeep_and_given_back(session: Session) -> None:
     service.cordon(session, "one", WHY)
 
-    assert service.take(session, "one", "maintenance")
-    assert service.take(session, "one", "maintenance")
+    assert service.take(session, "one")
+    assert service.take(session, "one")
     with pytest.raises(Forbidden):
         lock(session, "one", "alice")
 
-    service.uncordon(session, "one", "maintenance")
+    service.uncordon(session, "one")
     lock(session, "one", "alice")
 
 
@@ -57,17 +57,17 @@ def test_a_machine_in_use_is_taken_once_its_user_has_given_it_back(session: Sess
     lock(session, "one", "alice")
     service.cordon(session, "one", WHY)
 
-    assert not service.take(session, "one", "maintenance")
+    assert not service.take(session, "one")
     lock(session, "one", "alice", locked=False)
     with pytest.raises(Forbidden):
         lock(session, "one", "bob")
-    assert service.take(session, "one", "maintenance")
+    assert service.take(session, "one")
 
 
 def test_back_in_service_a_machine_stays_its_users(session: Session) -> None:
     lock(session, "one", "alice")
     service.cordon(session, "one", WHY)
-    service.uncordon(session, "one", "maintenance")
+    service.uncordon(session, "one")
 
     with pytest.raises(Forbidden, match="already-locked"):
         lock(session, "one", "bob")

@@ -195,8 +195,8 @@ def test_a_machine_is_locked_for_the_session_while_it_is_maintained_and_free_aga
     assert list(dict.fromkeys(seen)) == [
         ("waiting", None, None),
         ("draining", None, about),
-        ("maintaining", "maintenance", about),
-        ("checking", "maintenance", about),
+        ("maintaining", about, about),
+        ("checking", about, about),
         ("done", None, None),
     ]
 
@@ -274,7 +274,7 @@ def test_a_host_whose_action_fails_stays_out_of_service_and_no_other_is_begun(la
     assert row.state == "MAINTENANCE_FAILED" and row.failed_in == "START_MAINTENANCE"
     assert row.reason.startswith("b: ")
     assert lab.hosts(row) == {"a": "done", "b": "failed", "c": "waiting"}
-    assert machine(lab, "b").locked_by == "maintenance" and machine(lab, "b").cordoned
+    assert machine(lab, "b").locked_by == machine(lab, "b").cordoned == f"maintenance {row.id}"
     assert not machine(lab, "c").locked and machine(lab, "c").cordoned is None
     assert [lab.host(row, name).held for name in "abc"] == [False, True, True]
 
@@ -304,7 +304,7 @@ def test_a_deleted_session_ends_what_runs_gives_back_its_hosts_and_is_gone(lab: 
     )
     sid = row.id
     lab.tick()
-    assert machine(lab, "a").locked_by == "maintenance"
+    assert machine(lab, "a").locked_by == f"maintenance {sid}"
     row.deleted, row.due = lab.now(), lab.now()
     lab.tick()
     assert lab.session.get(MaintenanceSession, sid) is not None and machine(lab, "a").locked

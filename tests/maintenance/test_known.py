@@ -73,10 +73,11 @@ def test_who_uses_hosts_by_host_and_name(session: Session) -> None:
 def test_a_machine_that_a_session_has_locked_is_not_in_use(session: Session) -> None:
     make_machine(session, "h1")
     machines.cordon(session, "h1", "maintenance s1")
-    assert machines.take(session, "h1", known.LOCKER)
+    assert machines.take(session, "h1")
     assert used(session, "h1") == []
     # Somebody who is called so is somebody.
-    make_machine(session, "h2", locked_by=known.LOCKER)
+    make_machine(session, "h2", locked_by="maintenance")
+    machines.cordon(session, "h2", "maintenance s1")
     assert used(session, "h2") == [("h2", "h2", "maintenance")]
 
 
