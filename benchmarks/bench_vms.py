@@ -6,7 +6,7 @@ that there are always about as many. Prints for each case the requests per secon
 ratio to its yardstick.
 
 The status is measured twice: as it is in a lab, and right after tens of thousands of checkouts, before PostgreSQL's
-autovacuum, which comes by once a minute, has seen any of them.
+autovacuum, which comes by every ten seconds, has seen all of them.
 """
 
 import argparse

@@ -35,7 +35,9 @@ def greenwich() -> Iterator[None]:
 def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server for this test process, with the schema; durability costs time and protects nothing here."""
     home: Path = tmp_path_factory.mktemp("home")
-    with postgres.running(home, {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}) as url:
+    # Autovacuum would keep databases from being dropped while it is at them.
+    quick = dict.fromkeys(("autovacuum", "fsync", "full_page_writes", "synchronous_commit"), "off")
+    with postgres.running(home, quick) as url:
         migrations.upgrade(url)
         yield url
 

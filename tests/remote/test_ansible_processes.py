@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from labctl.remote.executor import Order
 from labctl.remote.executors.ansible import AnsibleExecutor
 from labctl.remote.states import Operation
 executor = AnsibleExecutor({"workdir": sys.argv[1]}, Path("unused"))
-run = executor.begin(Order("jid", Operation.EXECUTE, ("web1", "here"), {"command": sys.argv[2]}, 600))
+run = executor.begin(Order("jid", Operation.EXECUTE, ("web1", "here"), {"command": sys.argv[2]}, 600, lease=5))
 while True:
     run.read(1)
 """
@@ -146,6 +147,22 @@ def test_nothing_is_left_when_the_worker_is_killed(lab: Lab, tmp_path: Path) -> 
     worker.wait()
 
     until(gone(pids + ours), "everything has ended")
+
+
+def test_nothing_goes_on_for_longer_than_its_lease_when_the_worker_is_stopped(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    command = f"file={file}-$$; " + STUBBORN.format(file="$file").replace("'trap", "'file='$file'; trap")
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(lab.directory), command])
+    try:
+        until(lambda: len(list(tmp_path.glob("pid-*"))) == 4, "the commands run")
+        pids = [pid_in(one) for one in tmp_path.glob("pid-*")]
+        time.sleep(6)
+        assert all(alive(pid) for pid in pids), "a worker that only waits is heard of"
+        worker.send_signal(signal.SIGSTOP)
+        until(gone(pids), "the commands have ended", 5 + SOON)
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def test_when_the_server_is_killed_its_jobs_end_and_say_so_and_the_next_one_finds_another(
