@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -296,3 +297,24 @@ def test_a_host_whose_key_is_unknown_is_not_reached(lab: Lab, executor: AnsibleE
     [result] = read_all(begin(executor, Operation.PING, "stranger"))
 
     assert result.status == Status.UNREACHABLE and "Host key verification failed" in result.values["message"]
+
+
+def test_a_slow_host_and_a_dead_one_keep_nobody_waiting_for_the_others(lab: Lab) -> None:
+    slow = lab.directory / "slow-python"
+    slow.write_text(f'#!/bin/sh\nsleep 3\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = {"ansible_port": probe.getsockname()[1]}
+    hosts = {"slow": {"ansible_python_interpreter": str(slow)}, "dead": dead, "web1": {}}
+    lab.write_inventory(hosts, lab.common)
+    executor = AnsibleExecutor({"workdir": str(lab.directory), "concurrency": 3}, Path("unused"))
+    results = read_all(executor.begin(Order("jid", Operation.PING, tuple(hosts), {}, 60)))
+    executor.close()
+
+    assert {result.host: result.status for result in results} == {
+        "slow": Status.OK,
+        "dead": Status.UNREACHABLE,
+        "web1": Status.OK,
+    }
+    assert results[-1].host == "slow"
