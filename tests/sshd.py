@@ -37,7 +37,7 @@ PrintLastLog no
 MaxStartups 1000
 MaxSessions 1000
 AcceptEnv LABCTL_*
-SetEnv {mark}={directory}
+SetEnv {mark}={directory} HOME={home}
 Subsystem sftp internal-sftp
 LogLevel VERBOSE
 """
@@ -61,6 +61,9 @@ class Sshd:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
+        # What the user's own shell does at a login (bash reads ~/.bashrc for a command over ssh) is not what is tested.
+        self.home = self.directory / "home"
+        self.home.mkdir(exist_ok=True)
         self.log = self.directory / "log"
         self.key = self._make_key("user_key")
         self.other_key = self._make_key("other_key")
@@ -138,6 +141,7 @@ class Sshd:
             port=self.port,
             directory=self.directory,
             mark=MARK,
+            home=self.home,
         )
         configuration = self.directory / "sshd_config"
         configuration.write_text(text)

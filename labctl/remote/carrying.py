@@ -63,12 +63,14 @@ class Carrying:
         tasks: Mapping[str, type[Task]],
         *,
         most_output: int,
+        lease: float,
         lease_until: float,
         over: Callable[[], None],
     ) -> None:
         """``lease_until`` by the monotonic clock; ``over`` is called when the thread has ended."""
         self.taken = taken
         self.lease_until = lease_until
+        self._lease = lease
         self._executor = executor
         self._tasks = tasks
         self._most_output = most_output
@@ -197,9 +199,8 @@ class Carrying:
 
     def _source(self) -> Generator[Result]:
         if self.taken.operation != Operation.TASK:
-            order = Order(
-                self.taken.jid, self.taken.operation, self.taken.hosts, self.taken.arguments, self.taken.timeout
-            )
+            taken = self.taken
+            order = Order(taken.jid, taken.operation, taken.hosts, taken.arguments, taken.timeout, self._lease)
             yield from self._read(self._begin(order), order)
             return
         name = self.taken.arguments.get("taskname", "")
@@ -261,7 +262,7 @@ class Carrying:
         if strange := [host for host in hosts if host not in self._hosts]:
             raise Failed(f"not a host of this task: {', '.join(strange)}")
         left = max(1.0, self._deadline - time.monotonic())
-        order = Order(f"{self.taken.jid}-{self._begun + 1}", operation, tuple(hosts), arguments, left)
+        order = Order(f"{self.taken.jid}-{self._begun + 1}", operation, tuple(hosts), arguments, left, self._lease)
         return self._rest(self._begin(order), order)
 
     def _rest(self, run: Run, order: Order) -> Iterator[Result]:

@@ -64,6 +64,9 @@ class Order:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     #: Seconds after which the run is cancelled; known so that a host can end by itself what it runs.
     timeout: float = 3600
+    #: Seconds after which a worker that is not heard of counts as lost, and others may use its hosts: if its process is
+    #: stopped, nothing of what it began may go on for longer.
+    lease: float = 30
 
 
 #: The arguments of each operation, and their types.

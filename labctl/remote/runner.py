@@ -195,6 +195,7 @@ class Runner:
                 self._executor,
                 self._kinds,
                 most_output=self._most_output,
+                lease=self._lease,
                 lease_until=now + self._lease,
                 over=self.wake,
             )

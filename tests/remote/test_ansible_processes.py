@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,7 @@ from labctl.remote.executor import Order
 from labctl.remote.executors.ansible import AnsibleExecutor
 from labctl.remote.states import Operation
 executor = AnsibleExecutor({"workdir": sys.argv[1]}, Path("unused"))
-run = executor.begin(Order("jid", Operation.EXECUTE, ("web1", "here"), {"command": sys.argv[2]}, 600))
+run = executor.begin(Order("jid", Operation.EXECUTE, ("web1", "here"), {"command": sys.argv[2]}, 600, lease=5))
 while True:
     run.read(1)
 """
@@ -62,20 +63,6 @@ def executor(lab: Lab) -> Iterator[AnsibleExecutor]:
     executor = AnsibleExecutor({"workdir": str(lab.directory)}, Path("unused"))
     yield executor
     executor.close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def reached(lab: Lab) -> None:
-    """Try a command over ssh first: on some machines Ansible's connection hangs, for reasons not yet found."""
-    executor = AnsibleExecutor({"workdir": str(lab.directory)}, Path("unused"))
-    run = executor.begin(Order("probe", Operation.EXECUTE, ("web1",), {"command": "true"}, 20))
-    deadline = time.monotonic() + 25
-    results = []
-    while not run.ended and time.monotonic() < deadline:
-        results += run.read(1)
-    executor.close()
-    if not results or results[0].status != Status.CHANGED:
-        pytest.skip("Ansible did not reach the tests' sshd within 20 s")
 
 
 @pytest.fixture
@@ -161,6 +148,22 @@ def test_nothing_is_left_when_the_worker_is_killed(lab: Lab, tmp_path: Path) -> 
     worker.wait()
 
     until(gone(pids + ours), "everything has ended")
+
+
+def test_nothing_goes_on_for_longer_than_its_lease_when_the_worker_is_stopped(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    command = f"file={file}-$$; " + STUBBORN.format(file="$file").replace("'trap", "'file='$file'; trap")
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(lab.directory), command])
+    try:
+        until(lambda: len(list(tmp_path.glob("pid-*"))) == 4, "the commands run")
+        pids = [pid_in(one) for one in tmp_path.glob("pid-*")]
+        time.sleep(6)
+        assert all(alive(pid) for pid in pids), "a worker that only waits is heard of"
+        worker.send_signal(signal.SIGSTOP)
+        until(gone(pids), "the commands have ended", 5 + SOON)
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def test_when_the_server_is_killed_its_jobs_end_and_say_so_and_the_next_one_finds_another(
@@ -294,3 +297,24 @@ def test_a_host_whose_key_is_unknown_is_not_reached(lab: Lab, executor: AnsibleE
     [result] = read_all(begin(executor, Operation.PING, "stranger"))
 
     assert result.status == Status.UNREACHABLE and "Host key verification failed" in result.values["message"]
+
+
+def test_a_slow_host_and_a_dead_one_keep_nobody_waiting_for_the_others(lab: Lab) -> None:
+    slow = lab.directory / "slow-python"
+    slow.write_text(f'#!/bin/sh\nsleep 3\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = {"ansible_port": probe.getsockname()[1]}
+    hosts = {"slow": {"ansible_python_interpreter": str(slow)}, "dead": dead, "web1": {}}
+    lab.write_inventory(hosts, lab.common)
+    executor = AnsibleExecutor({"workdir": str(lab.directory), "concurrency": 3}, Path("unused"))
+    results = read_all(executor.begin(Order("jid", Operation.PING, tuple(hosts), {}, 60)))
+    executor.close()
+
+    assert {result.host: result.status for result in results} == {
+        "slow": Status.OK,
+        "dead": Status.UNREACHABLE,
+        "web1": Status.OK,
+    }
+    assert results[-1].host == "slow"

@@ -38,6 +38,10 @@ CLOSE_PATIENCE = 10.0
 AT_ONCE = 256 * 1024
 MOST_RESULTS = 1000
 LAST_WORDS = 2000
+#: Seconds between beats, what one says, and the part of a lease after which their absence ends a run.
+BEAT = 1.0
+BEAT_SAYS = b"."
+SILENCE = 0.8
 #: The play for roles, among the playbooks.
 DEPLOY = "_deploy.yml"
 #: Of the environment: what is labctl's own, its database above all, is none of Ansible's business.
@@ -87,6 +91,7 @@ class AnsibleExecutor(Executor):
         self._lock = threading.Lock()
         self._server: Server | None = None
         self._runs: set[AnsibleRun] = set()
+        self._beating: threading.Thread | None = None
         self._closed = False
         self._inventory = Inventory(self._options.inventory_interval)
         self._reading = threading.Lock()
@@ -171,6 +176,7 @@ class AnsibleExecutor(Executor):
             "hosts": list(dict.fromkeys(order.hosts)),
             "arguments": dict(order.arguments),
             "timeout": order.timeout,
+            "silence": order.lease * SILENCE,
             "play": str(self._playbooks / DEPLOY),
         }
         sources = self._sources()
@@ -188,7 +194,19 @@ class AnsibleExecutor(Executor):
             self._runs = {run for run in self._runs if not run.over}
             run = AnsibleRun(self._begin(text))
             self._runs.add(run)
+            if self._beating is None:
+                self._beating = threading.Thread(target=self._beat, name="ansible-beat", daemon=True)
+                self._beating.start()
         return run
+
+    def _beat(self) -> None:
+        """Let those who look after the runs know that this process is not stopped."""
+        while not self._closed:
+            with self._lock:
+                runs = tuple(self._runs)
+            for run in runs:
+                run.beat()
+            time.sleep(BEAT)
 
     def _begin(self, text: bytes) -> socket.socket:
         """Give the channel of a new job; a server that has ended without our noticing is replaced once."""
@@ -412,6 +430,12 @@ class AnsibleRun(Run):
     def error(self) -> str | None:
         """Give what Ansible, or who looks after it, has told."""
         return self._error if self.over else None
+
+    def beat(self) -> None:
+        """Say that the worker is not stopped."""
+        with self._lock, suppress(OSError):
+            if not self.over:
+                self._channel.send(BEAT_SAYS)
 
     def cancel(self) -> None:
         """Close our half of the channel, which ends everything on the other side."""

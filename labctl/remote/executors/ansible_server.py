@@ -12,6 +12,7 @@ Left alone are the masters of ssh connections, which other jobs go on to use; th
 import contextlib
 import fcntl
 import json
+import math
 import os
 import select
 import shutil
@@ -124,7 +125,7 @@ def supervise(channel: socket.socket, directory: Path, work: Callable[..., None]
     if child == 0:
         in_child(lambda: do(work, request, channel, directory, own), directory)
     deadline = time.monotonic() + request["timeout"]
-    status, error = watch(channel, wakeup, child, deadline + GRACE)
+    status, error = watch(channel, wakeup, child, deadline + GRACE, request.get("silence", math.inf))
     if error is not None or status:
         # Before the others, or it would tell of failures that are ours.
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -141,28 +142,39 @@ def supervise(channel: socket.socket, directory: Path, work: Callable[..., None]
         channel.sendall(b"\n" + json.dumps({"ended": True, "error": error}).encode() + b"\n")
 
 
-def watch(channel: socket.socket, wakeup: Wakeup, child: int, deadline: float) -> tuple[int, str | None]:
-    """Wait for the end of a job: give its status, or why it has to end; ``""`` where nobody needs to be told."""
+def watch(
+    channel: socket.socket, wakeup: Wakeup, child: int, deadline: float, silence: float
+) -> tuple[int, str | None]:
+    """Wait for the end of a job: give its status, or why it has to end; ``""`` where nobody needs to be told.
+
+    It has to end as well when nothing was heard of the worker for the seconds of ``silence``: others may use its hosts.
+    """
+    heard = time.monotonic()
     while True:
-        ready = wait_for((channel, wakeup), deadline - time.monotonic())
+        ready = wait_for((channel, wakeup), min(deadline, heard + silence) - time.monotonic())
         wakeup.clear()
         ended = reap()
         if child in ended:
             return ended[child], None
         if channel.fileno() in ready:
-            return 0, ""
+            if not channel.recv(4096):
+                return 0, ""
+            heard = time.monotonic()
         if signal.SIGTERM in wakeup.came:
             return 0, "the process that began it has ended"
         if time.monotonic() >= deadline:
             return 0, "out of time"
+        if time.monotonic() >= heard + silence:
+            return 0, "nothing was heard of the worker"
 
 
 def read_line(channel: socket.socket) -> bytes:
-    """Read the request: everything until a line break."""
+    """Read the request: everything until a line break, after which there may be beats."""
     parts = []
     while part := channel.recv(65536):
-        parts.append(part)
-        if part.endswith(b"\n"):
+        line, end, _ = part.partition(b"\n")
+        parts.append(line)
+        if end:
             return b"".join(parts)
     return b""
 
