@@ -57,6 +57,7 @@ class Lock(IntEnum):
     ENGINE = 7
     MAINTENANCE = 8
     REMOTE_HOSTS = 9
+    CORDON = 10
 
 
 #: What changes by itself, in tasks and commands of labctl's own.

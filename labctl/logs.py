@@ -65,5 +65,5 @@ def setup(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=settings.log_level, force=True)
-    for chatty in ("alembic", "httpx", "procrastinate"):
+    for chatty in ("alembic", "httpcore", "httpx", "procrastinate"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))

@@ -53,7 +53,7 @@ def run(settings: Settings) -> None:
         most_output=settings.remote_max_output,
         lease=lease,
     )
-    sessions = Sessions(settings.maintenance_replies)
+    sessions = Sessions(settings.maintenance_replies, can=vms_config.capabilities(providers))
     threads = (engine, runner, sessions)
     for thread in threads:
         thread.start()

@@ -140,7 +140,8 @@ ARROWS = {
     "machines.controllers": {"runs.queries", "runs.documents", "runs.states"},
     # Sessions use all that a lab has.
     "maintenance.known": {"machines.models", "remote.models", "vms.models", "vms.states"},
-    "maintenance.advancing": {"machines.service", "vms.cordon"},
+    "maintenance.advancing": {"machines.service", "vms.cordon", "vms.work"},
+    "maintenance.controllers": {"vms.config"},  # what providers can do
     "maintenance.acting": {"remote.running", "remote.service", "remote.models", "remote.states"},
     "vms.controllers": {"tokens.service"},  # who asks, and whether they are an admin
 }

@@ -106,13 +106,17 @@ def upgrade() -> None:
     sa.Column('project', sa.Text(), nullable=False),
     sa.Column('how', sa.Text(), nullable=False),
     sa.Column('state', sa.Text(), server_default='waiting', nullable=False),
+    sa.Column('work_id', sa.BigInteger(), nullable=True),
+    sa.Column('moved_to', sa.Text(), nullable=True),
     sa.Column('replacement', sa.Text(), nullable=True),
     sa.Column('reason', sa.Text(), nullable=True),
     sa.Column('begun', sa.DateTime(timezone=True), nullable=False),
     sa.Column('finished', sa.DateTime(timezone=True), nullable=True),
     sa.ForeignKeyConstraint(['session_id'], ['maintenance_sessions.id'], name='fk_maintenance_moves_session_id', ondelete='CASCADE'),
+    sa.ForeignKeyConstraint(['work_id'], ['vm_work.id'], name='fk_maintenance_moves_work_id', ondelete='SET NULL'),
     sa.PrimaryKeyConstraint('session_id', 'instance', name='pk_maintenance_moves')
     )
+    op.create_index('ix_maintenance_moves_work_id', 'maintenance_moves', ['work_id'])
     op.create_table('maintenance_notices',
     sa.Column('id', sa.BigInteger(), nullable=False),
     sa.Column('session_id', sa.Text(), nullable=False),

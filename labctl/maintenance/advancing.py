@@ -5,12 +5,11 @@ process which is killed between two such transactions has left nothing half done
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import DateTime, Text, bindparam, delete, insert, select, update
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from labctl import clock
@@ -20,7 +19,16 @@ from labctl.events.service import record_all
 from labctl.machines import service as machines
 from labctl.maintenance import acting, downloads, known, notices, view
 from labctl.maintenance.models import MaintenanceHost, MaintenanceMove, MaintenanceSession, MaintenanceStep
-from labctl.maintenance.states import DONE, FAILED, FIRST, HOST_LIFE, ActionType, HostState, MoveState
+from labctl.maintenance.states import (
+    DONE,
+    FAILED,
+    FIRST,
+    HOST_LIFE,
+    ActionType,
+    HostState,
+    InstanceAction,
+    MoveState,
+)
 from labctl.maintenance.workflow import (
     Drain,
     FailHost,
@@ -35,7 +43,7 @@ from labctl.maintenance.workflow import (
     Want,
     Workflow,
 )
-from labctl.vms import cordon
+from labctl.vms import cordon, work
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +72,7 @@ _HOLD_ANY = select(_sessions).where(_sessions.c.id == _sid).with_for_update(key_
 _CHANGE = update(_sessions).where(_sessions.c.id == _sid)
 _CHANGE_HOST = update(_hosts).where(_hosts.c.session_id == _sid, _hosts.c.host == bindparam("this_host"))
 _CORDONED = select(_hosts.c.host).where(_hosts.c.session_id == _sid, _hosts.c.cordoned).order_by(_hosts.c.host)
+_STILL_WAITING = select(_hosts.c.host).where(_hosts.c.session_id == _sid, _hosts.c.state == HostState.WAITING)
 _DRAINING = select(_hosts.c.host).where(_hosts.c.session_id == _sid, _hosts.c.state == HostState.DRAINING)
 _MOVES = (
     select(_moves, _hosts.c.state.label("host_state"))
@@ -79,7 +88,11 @@ def due(reader: Reader, most: int) -> Sequence[str]:
 
 
 def advance(
-    session: Session, sid: str, workflow_of: Callable[[str], Workflow], reply_seconds: Mapping[str, float]
+    session: Session,
+    sid: str,
+    workflow_of: Callable[[str], Workflow],
+    reply_seconds: Mapping[str, float],
+    can: known.Capabilities = known.NOTHING,
 ) -> bool:
     """Look at a session that is due, and take a step; tells whether it is to be looked at again at once.
 
@@ -98,7 +111,7 @@ def advance(
         one.carry_moves_on()
     if row.state == FIRST and downloads.progress(session, sid)[0] == Progress.NONE:
         downloads.begin(session, sid)
-    seen = view.build(session, row, reply_seconds)
+    seen = view.build(session, row, reply_seconds, can)
     try:
         steps = workflow_of(row.workflow).steps
         what = steps[row.state](seen)
@@ -210,8 +223,7 @@ class Advancing:
             give_back(self.session, self.sid, host)
             self.change_host(host, state=HostState.WAITING, cordoned=False, started=None)
             self.tell("maintenance.host", f"{host} is back in service; it was not begun", host, to=HostState.WAITING)
-        waiting = (_moves.c.session_id == self.sid, _moves.c.state == MoveState.WAITING)
-        self.session.execute(delete(_moves).where(*waiting))
+        self.take_moves_back(self.session.execute(_MOVES, {"this_sid": self.sid}).all())
         self.change(
             state=FAILED,
             failed_in=self.row.state,
@@ -228,7 +240,9 @@ class Advancing:
         """Come to the end; all hosts are free for other sessions."""
         self.give_all_back()
         self.session.execute(update(_hosts).where(_hosts.c.session_id == self.sid).values(held=False))
-        self.change(state=DONE, finished=self.now, waits_for=None, waits_until=None, due=None)
+        # What actions were given may be secret, and nobody needs it any more.
+        actions = [{**action, "metadata": {}} for action in self.row.actions]
+        self.change(state=DONE, finished=self.now, waits_for=None, waits_until=None, due=None, actions=actions)
         self.tell("maintenance.done", f"{self.row.state} is over, and with it the session")
         log.info("maintenance_done", extra={"session": self.sid})
 
@@ -252,26 +266,51 @@ class Advancing:
     # What becomes of hosts and instances
 
     def carry_moves_on(self) -> None:
-        """Give others VMs to those whose VMs are to be moved, as far as there are any."""
+        """See how far providers are with VMs, and give others to those who get others, as far as there are any."""
         rows = self.session.execute(_MOVES, {"this_sid": self.sid}).all()
+        # Those whose hosts are in service again.
+        self.take_moves_back([row for row in rows if row.host_state != HostState.DRAINING])
+        rows = [row for row in rows if row.host_state == HostState.DRAINING]
         used = {one.id for one in known.instances(self.session, {row.host for row in rows})}
+        works = [row.work_id for row in rows if row.work_id is not None]
+        migrations = work.migrations(self.session, works) if works else {}
+        next_ones = self._names(_STILL_WAITING)
         for row in rows:
-            if row.host_state != HostState.DRAINING:
-                # Its host is in service again.
-                self.session.execute(delete(_moves).where(*_this_move(row)))
+            migration = migrations.get(row.work_id)
+            if migration is not None and migration.is_done:
+                self.end_move(row, moved_to=migration.host)
             elif row.instance not in used:
-                self.end_move(row, None, "nobody has it any more")
-            elif (new := cordon.replace(self.session, row.instance)) is not None:
-                self.end_move(row, new, "")
-                notices.tell_done(self.session, self.sid, row.project, [row.instance])
+                self.end_move(row, reason="nobody has it any more")
+            elif migration is not None:
+                failed = {"state": MoveState.FAILED, "finished": self.now} if migration.has_failed else {}
+                self.change_move(row, reason=migration.reason, **failed)
+            elif (new := cordon.replace(self.session, row.instance, rather_not=next_ones)) is not None:
+                self.end_move(row, replacement=new)
 
-    def end_move(self, row: Any, new: str | None, reason: str) -> None:
-        """Write down that a VM is not where it was any more."""
-        values = {"state": MoveState.DONE, "replacement": new, "reason": reason or None, "finished": self.now}
-        self.session.execute(update(_moves).where(*_this_move(row)).values(values))
-        text = f"{row.project} has {new} instead of {row.instance}" if new else f"{row.instance}: {reason}"
-        told = {"instance": row.instance, "project": row.project, "replacement": new}
+    def end_move(
+        self, row: Any, *, moved_to: str | None = None, replacement: str | None = None, reason: str | None = None
+    ) -> None:
+        """Write down that a VM is not where it was any more, and tell its owner if that was for the session's sake."""
+        values = {"moved_to": moved_to, "replacement": replacement, "reason": reason}
+        self.change_move(row, state=MoveState.DONE, finished=self.now, **values)
+        text = f"{row.instance}: {reason}"
+        if moved_to or replacement:
+            text = f"{row.instance} is on {moved_to}" if moved_to else f"{row.project} has {replacement} instead"
+            notices.tell_done(self.session, self.sid, row.project, [row.instance])
+        told = {"instance": row.instance, "project": row.project, "moved_to": moved_to, "replacement": replacement}
         self.tell("maintenance.moved", text, row.host, **told)
+
+    def change_move(self, row: Any, **values: Any) -> None:
+        """Change the row of a move."""
+        self.session.execute(update(_moves).where(*_this_move(row)).values(values))
+
+    def take_moves_back(self, rows: Sequence[Any]) -> None:
+        """Forget moves that have not come to their end; what a provider is just moving, it moves."""
+        works = [row.work_id for row in rows if row.work_id is not None]
+        if works:
+            work.take_back(self.session, works, f"{_reason(self.sid)} does not need it any more")
+        for row in rows:
+            self.session.execute(delete(_moves).where(*_this_move(row)))
 
     def do(self, want: Want, seen: View, hosts: Mapping[str, Host]) -> bool:
         """Do something that is wanted; tells whether it was not done or begun already."""
@@ -304,10 +343,16 @@ class Advancing:
         if not found:
             return False
         host, instance = found[0]
+        if instance.move is not None:
+            return False
+        work_id = None
+        if not instance.replaced:
+            live = want.how == InstanceAction.LIVE_MIGRATE
+            work_id = work.ask_to_migrate(self.session, instance.id, host.name, live=live)
         about = {"instance": instance.id, "host": host.name, "project": instance.project, "how": want.how}
-        values = {**about, "session_id": self.sid, "state": MoveState.WAITING, "begun": self.now}
-        add = postgresql.insert(_moves).values(values).on_conflict_do_nothing().returning(_moves.c.instance)
-        return self.session.execute(add).first() is not None
+        values = {**about, "session_id": self.sid, "state": MoveState.WAITING, "begun": self.now, "work_id": work_id}
+        self.session.execute(insert(_moves).values(values))
+        return True
 
     def drain(self, host: Host) -> bool:
         """Take a host out of service."""
@@ -326,7 +371,8 @@ class Advancing:
             taken = [machines.take(self.session, name) for name in names]
             # What is still ready is just being given out.
             given_out = known.instances(self.session, [host.name]) or known.has_ready(self.session, host.name)
-            if not all(taken) or given_out:
+            # Where providers are just taking VMs may have been decided before this host was out of service.
+            if not all(taken) or given_out or work.migrating(self.session):
                 return False
             notices.host_state(self.session, self.sid, host.name, "IN_MAINTENANCE")
             self.to(host, HostState.MAINTAINING, f"{host.name} is free; its maintenance begins")
@@ -386,7 +432,7 @@ class Advancing:
             record_all(self.session, self.events)
         self.steps, self.events = [], []
 
-    def _names(self, statement: Any) -> Iterable[str]:
+    def _names(self, statement: Any) -> list[str]:
         return list(self.session.execute(statement, {"this_sid": self.sid}).scalars())
 
 

@@ -1,6 +1,7 @@
 """``/v1/maintenance`` and ``/api/maintenance``."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,6 +12,7 @@ from labctl.http.resource import Mount, Request, Resource
 from labctl.maintenance import config, editing, notices, plan, queries, service, wire
 from labctl.paging import DEFAULT_COUNT
 from labctl.settings import Settings
+from labctl.vms import config as vms_config
 
 #: The tree of rights.
 TREE = "maintenance"
@@ -75,6 +77,11 @@ class PlanController(Resource):
         """Take the limits."""
         self.settings = settings
 
+    @cached_property
+    def can(self) -> Mapping[str, frozenset[str]]:
+        """What each provider of VMs can do."""
+        return vms_config.capabilities(vms_config.load(self.settings)[1])
+
     def post(self, request: Request) -> Any:
         """Tell what a session with this body would do, and what stands against it; nothing is changed."""
         wanted = wire.wanted_from_wire(body.read_object(request, self.settings.max_body), PLUGINS)
@@ -83,7 +90,7 @@ class PlanController(Resource):
         workflow = config.workflow(wanted.workflow)
         with reading() as session:
             hosts, _ = service.look_at(session, wanted)
-            return plan.plan(session, wanted, hosts, workflow, self.settings.maintenance_replies)
+            return plan.plan(session, wanted, hosts, workflow, self.settings.maintenance_replies, self.can)
 
 
 class SessionController(Resource):

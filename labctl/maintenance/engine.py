@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from labctl import db
 from labctl.errors import Unavailable
-from labctl.maintenance import advancing, config
+from labctl.maintenance import advancing, config, known
 from labctl.maintenance.workflow import Workflow
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,13 @@ class Engine:
         self,
         reply_seconds: Mapping[str, float],
         *,
+        can: known.Capabilities = known.NOTHING,
         poll: float = POLL,
         workflow_of: Callable[[str], Workflow] = config.workflow,
     ) -> None:
         """``reply_seconds``: for how long projects may answer, by state."""
         self._reply_seconds = reply_seconds
+        self._can = can
         self._poll = poll
         self._workflow_of = workflow_of
         self._stopping = threading.Event()
@@ -87,7 +89,7 @@ class Engine:
     def _advance(self, sid: str) -> bool:
         try:
             with db.transaction() as session:
-                return advancing.advance(session, sid, self._workflow_of, self._reply_seconds)
+                return advancing.advance(session, sid, self._workflow_of, self._reply_seconds, self._can)
         except Unavailable:
             raise
         except Exception as error:

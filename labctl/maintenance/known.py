@@ -13,8 +13,11 @@ from labctl.maintenance.models import MaintenanceHost
 from labctl.maintenance.states import InstanceAction
 from labctl.remote.models import RemoteHost
 from labctl.vms.models import VM, Cordon
-from labctl.vms.states import VMState
+from labctl.vms.states import VMState, WorkKind
 
+#: What each provider of VMs can do.
+Capabilities = Mapping[str, frozenset[str]]
+NOTHING: Capabilities = {}
 MACHINE, HYPERVISOR, INVENTORY = "machine", "hypervisor", "inventory"
 
 _machines = table(Machine)
@@ -43,6 +46,7 @@ _machine_of = {
     "project": _machines.c.locked_by,
     "pool": literal(None, Text),
     "until": null(),
+    "provider": null(),
 }
 _INSTANCES = union_all(
     select(
@@ -51,6 +55,7 @@ _INSTANCES = union_all(
         func.coalesce(_vms.c.owner, "").label("project"),
         _vms.c.pool,
         _vms.c.expires.label("until"),
+        _vms.c.provider,
     ).where(_vms.c.host == any_(_names), _vms.c.state == VMState.RUNNING),
     select(_machines.c.name, *_machine_of.values()).where(_machines.c.name == any_(_names), _in_use),
     # Machines that are VMs themselves.
@@ -109,6 +114,13 @@ class Used:
     #: The pool of a VM; None: it is a machine.
     pool: str | None
     until: datetime | None
+    #: What its provider can do with it.
+    can: frozenset[str]
+
+    @property
+    def replaced(self) -> bool:
+        """Tell whether to move it is to give its owner another VM instead."""
+        return bool(self.project) and self.pool is not None and WorkKind.MIGRATE not in self.can
 
     @property
     def allowed(self) -> frozenset[InstanceAction]:
@@ -117,7 +129,8 @@ class Used:
             return frozenset()
         if self.pool is None:
             return frozenset((InstanceAction.OWN_ACTION,))
-        return frozenset((InstanceAction.MIGRATE, InstanceAction.OWN_ACTION))
+        live = {InstanceAction.LIVE_MIGRATE} if WorkKind.LIVE_MIGRATE in self.can else set()
+        return frozenset((InstanceAction.MIGRATE, InstanceAction.OWN_ACTION, *live))
 
 
 def all_hosts(reader: Reader) -> Mapping[str, frozenset[str]]:
@@ -137,10 +150,13 @@ def _by_name(rows: Iterable[Sequence[str]]) -> dict[str, frozenset[str]]:
     return found
 
 
-def instances(reader: Reader, hosts: Collection[str]) -> list[Used]:
+def instances(reader: Reader, hosts: Collection[str], can: Capabilities = NOTHING) -> list[Used]:
     """List what is in use on hosts, by host and name."""
     rows = reader.execute(_INSTANCES, {"these_names": list(hosts)})
-    return sorted((Used(*row) for row in rows), key=lambda used: (used.host, used.id))
+    used = (
+        Used(row.host, row.id, row.project, row.pool, row.until, can.get(row.provider, frozenset())) for row in rows
+    )
+    return sorted(used, key=lambda used: (used.host, used.id))
 
 
 def ready(reader: Reader) -> Mapping[str, Mapping[str, int]]:

@@ -153,6 +153,7 @@ class MaintenanceMove(Base):
     """A VM that is moved away from a host for its owner."""
 
     __tablename__ = "maintenance_moves"
+    __table_args__ = (Index(None, "work_id"),)
 
     session_id: Mapped[str] = _session(primary_key=True)
     instance: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -160,7 +161,10 @@ class MaintenanceMove(Base):
     project: Mapped[str] = mapped_column(Text)
     how: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text, server_default="waiting")
-    #: The VM that its owner has got instead.
+    #: The work of the provider, if it moves the VM itself.
+    work_id: Mapped[int | None] = mapped_column(ForeignKey("vm_work.id", ondelete="SET NULL"))
+    #: The hypervisor it is on now; else the VM that its owner has got instead.
+    moved_to: Mapped[str | None] = mapped_column(Text)
     replacement: Mapped[str | None] = mapped_column(Text)
     reason: Mapped[str | None] = mapped_column(Text)
     begun: Mapped[datetime] = _time()

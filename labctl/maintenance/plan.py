@@ -28,6 +28,7 @@ def plan(
     kinds: Mapping[str, Sequence[str]],
     workflow: Workflow,
     reply_seconds: Mapping[str, float],
+    can: known.Capabilities = known.NOTHING,
 ) -> dict[str, Any]:
     """Tell in which order hosts would be maintained, who would be affected, what would be left, what stands against it.
 
@@ -37,7 +38,7 @@ def plan(
     if wanted.mistakes:
         raise Invalid("; ".join(wanted.mistakes))
     used: dict[str, list[known.Used]] = {name: [] for name in kinds}
-    for one in known.instances(reader, list(kinds)):
+    for one in known.instances(reader, list(kinds), can):
         used[one.host].append(one)
     ready = known.ready(reader)
     made = ready.keys() | known.coming(reader)
@@ -58,11 +59,11 @@ def plan(
 
 
 def _host(name: str, used: Sequence[known.Used], ready: Mapping[str, Mapping[str, int]], made: Collection[str]) -> Host:
-    pools = {one.pool for one in used if one.pool is not None and InstanceAction.MIGRATE in one.allowed}
+    pools = {one.pool for one in used if one.pool is not None and one.replaced}
     return Host(
         name,
         HostState.WAITING,
-        tuple(Instance(one.id, one.project, one.allowed, one.until) for one in used),
+        tuple(Instance(one.id, one.project, one.allowed, one.until, one.replaced) for one in used),
         replaceable=all(_elsewhere(ready.get(pool, {}), {name}) for pool in pools),
         remade=pools <= set(made),
     )

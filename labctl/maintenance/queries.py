@@ -76,7 +76,7 @@ _ONE = select(
     ).label("replies"),
     _all(
         MaintenanceMove,
-        *("instance", "host", "project", "how", "state", "replacement", "reason", "begun", "finished"),
+        *("instance", "host", "project", "how", "state", "moved_to", "replacement", "reason", "begun", "finished"),
         order=("begun", "instance"),
     ).label("moves"),
     _list(select(_newest_steps).order_by(_newest_steps.c.id)).scalar_subquery().label("steps"),

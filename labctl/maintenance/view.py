@@ -27,7 +27,9 @@ _ACTIONS = frozenset(action.value for action in InstanceAction)
 _USED = (HostState.WAITING, HostState.DRAINING)
 
 
-def build(session: Session, row: Any, reply_seconds: Mapping[str, float]) -> View:
+def build(
+    session: Session, row: Any, reply_seconds: Mapping[str, float], can: known.Capabilities = known.NOTHING
+) -> View:
     """Give the view of a session whose ``row`` the caller holds."""
     sid = {"this_sid": row.id}
     rows = session.execute(_HOSTS, sid).all()
@@ -43,7 +45,7 @@ def build(session: Session, row: Any, reply_seconds: Mapping[str, float]) -> Vie
         return done.get((kind, host), (Progress.DONE, ""))
 
     pre, post = progress(ActionType.PRE), progress(ActionType.POST)
-    instances = _instances(session, sid, [host.host for host in rows if host.state in _USED])
+    instances = _instances(session, sid, [host.host for host in rows if host.state in _USED], can)
     return View(
         state=row.state,
         entered=row.entered,
@@ -77,20 +79,22 @@ def _host(row: Any, instances: Mapping[str, tuple[tuple[Instance, ...], bool, bo
 
 
 def _instances(
-    session: Session, sid: Mapping[str, str], hosts: Collection[str]
+    session: Session, sid: Mapping[str, str], hosts: Collection[str], can: known.Capabilities
 ) -> dict[str, tuple[tuple[Instance, ...], bool, bool]]:
     """Give what is in use on each host, whether its VMs find a place elsewhere, and whether they will."""
     if not hosts:
         return {}
-    used = known.instances(session, hosts)
+    used = known.instances(session, hosts, can)
     if not used:
         return {}
     moves = {row.instance: row for row in session.execute(_MOVES, sid)}
-    movable = any(InstanceAction.MIGRATE in one.allowed for one in used)
-    ready = known.ready(session) if movable else {}
-    made = ready.keys() | known.coming(session) if movable else set()
+    replaced = any(one.replaced for one in used)
+    ready = known.ready(session) if replaced else {}
+    made = ready.keys() | known.coming(session) if replaced else set()
     found: dict[str, list[Instance]] = defaultdict(list)
     pools: dict[str, set[str]] = defaultdict(set)
+    # Hosts with VMs for which their provider has no room elsewhere.
+    full: set[str] = set()
     for one in used:
         move = moves.get(one.id)
         found[one.host].append(
@@ -99,21 +103,20 @@ def _instances(
                 project=one.project,
                 allowed=one.allowed,
                 until=one.until,
+                replaced=one.replaced,
                 move=MoveState(move.state) if move else None,
                 move_reason=(move.reason or "") if move else "",
             )
         )
-        if (
-            one.pool is not None
-            and InstanceAction.MIGRATE in one.allowed
-            and (not move or move.state != MoveState.FAILED)
-        ):
+        if one.pool is not None and one.replaced and (not move or move.state != MoveState.FAILED):
             pools[one.host].add(one.pool)
+        if move and move.state == MoveState.WAITING and move.reason:
+            full.add(one.host)
     return {
         host: (
             tuple(there),
-            all(_elsewhere(ready.get(pool, {}), host) for pool in pools[host]),
-            pools[host] <= made,
+            host not in full and all(_elsewhere(ready.get(pool, {}), host) for pool in pools[host]),
+            host not in full and pools[host] <= made,
         )
         for host, there in found.items()
     }

@@ -37,7 +37,9 @@ class Instance:
     allowed: frozenset[InstanceAction]
     #: When it is free by itself at the latest; None: not before somebody gives it back.
     until: datetime | None = None
-    #: How far its move is, if one was begun.
+    #: Whether to move it is to give its owner another VM instead; else its provider takes it elsewhere.
+    replaced: bool = True
+    #: How far its move is, if one was begun, and why that has failed or does not go on.
     move: MoveState | None = None
     move_reason: str = ""
 
@@ -49,7 +51,8 @@ class Host:
     name: str
     state: HostState
     instances: tuple[Instance, ...] = ()
-    #: Whether VMs on it that can be moved would find a place elsewhere: ready VMs of their pools on other hosts.
+    #: Whether VMs on it that can be moved would find a place elsewhere: ready VMs of their pools on other hosts, or
+    #: room, as far as their provider has not said that there is none.
     replaceable: bool = True
     #: Whether they will: VMs of their pools are being made, or are ready on it and made anew elsewhere once drained.
     remade: bool = False

@@ -83,6 +83,11 @@ def providers(settings: Settings) -> dict[str, Served]:
     return served
 
 
+def capabilities(served: Mapping[str, Served]) -> dict[str, frozenset[str]]:
+    """Say what each provider can do, by its name."""
+    return {name: one.provider.capabilities for name, one in served.items()}
+
+
 def rules(settings: Settings) -> Rules:
     """Give what the settings say to the engine."""
     return Rules(

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import ARRAY, Text, all_, bindparam, delete, func, or_, select, update
+from sqlalchemy import ARRAY, Text, all_, any_, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from labctl import clock
-from labctl.db import Reader, table
+from labctl.db import Lock, Reader, table
 from labctl.events.service import record
 from labctl.vms.models import VM, Cordon
 from labctl.vms.states import VMState
@@ -16,6 +16,8 @@ from labctl.vms.upkeep import OUT_OF_SERVICE, completion, note_completed
 _vms = table(VM)
 _cordons = table(Cordon)
 _hosts = bindparam("hosts", type_=ARRAY(Text))
+# Waits for those that just put a VM on some hypervisor, and keeps others from it.
+_ALONE = select(func.pg_advisory_xact_lock(int(Lock.CORDON), 0))
 _in_service = or_(
     _vms.c.host.is_(None), ~select(_cordons.c.host).where(_cordons.c.host == _vms.c.host).correlate(_vms).exists()
 )
@@ -40,8 +42,9 @@ def cordoned(reader: Reader) -> frozenset[str]:
 def cordon(session: Session, host: str, reason: str) -> None:
     """Take a hypervisor out of service, and complete what nobody has there: pools make it anew elsewhere.
 
-    VMs that are just becoming ready may be missed; asking again finds them.
+    What is just being given out is left alone; asking again finds what has become of it.
     """
+    session.execute(_ALONE)
     add = insert(_cordons).values(host=host, reason=reason, since=clock.now())
     if session.execute(add.on_conflict_do_nothing().returning(_cordons.c.host)).first() is not None:
         record(session, "vm_host.cordoned", f"vm_hosts/{host}", reason=reason)
@@ -68,11 +71,12 @@ def ready_elsewhere(reader: Reader, hosts: Collection[str]) -> Mapping[str, int]
     return {row.pool: row.ready for row in reader.execute(_READY_ELSEWHERE, {"hosts": list(hosts)})}
 
 
-def replace(session: Session, name: str) -> str | None:
+def replace(session: Session, name: str, rather_not: Collection[str] = ()) -> str | None:
     """Give a VM's owner another one of the same pool that is ready elsewhere, and complete the old one.
 
-    The new one has the old one's owner, token, tags and lifetime, not its disks and snapshots. Gives its name; None
-    if none is ready, or nobody has the old one any more.
+    The new one has the old one's owner, token, tags and lifetime, not its disks and snapshots; it is on none of the
+    hypervisors ``rather_not`` if there is any other. Gives its name; None if none is ready, or nobody has the old one
+    any more.
     """
     held = select(_vms).where(_vms.c.name == name, _vms.c.state == VMState.RUNNING)
     old = session.execute(held.with_for_update(key_share=True)).mappings().first()
@@ -81,7 +85,7 @@ def replace(session: Session, name: str) -> str | None:
     pick = (
         select(_vms.c.id)
         .where(_vms.c.pool == old["pool"], _vms.c.state == VMState.READY, _in_service, _vms.c.host != old["host"])
-        .order_by(_vms.c.ready, _vms.c.id)
+        .order_by(_vms.c.host == any_(_hosts), _vms.c.ready, _vms.c.id)
         .limit(1)
         .with_for_update(skip_locked=True, key_share=True, of=_vms)
         .cte("pick")
@@ -94,7 +98,7 @@ def replace(session: Session, name: str) -> str | None:
         .values({"state": VMState.RUNNING, **{key: old[key] for key in _INHERITED}, **free})
         .returning(_vms.c.name)
     )
-    new: str | None = session.execute(take).scalar()
+    new: str | None = session.execute(take, {"hosts": list(rather_not)}).scalar()
     if new is None:
         return None
     session.execute(

@@ -234,7 +234,9 @@ class Engine:
                 jobs += [DestroyOrphan(provider, orphan) for orphan in orphans]
             elif what == upkeep.WORK:
                 work.drop(session, provider)
-                jobs += [Work(provider, one) for one in work.claim(*claim, number, self._lease)]
+                upkeep.no_cordon_meanwhile(session)
+                avoid = cordon.cordoned(session)
+                jobs += [Work(provider, one, avoid) for one in work.claim(*claim, number, self._lease)]
             else:
                 avoid = cordon.cordoned(session) if what == VMState.REQUESTED else frozenset()
                 for vm in upkeep.claim(*claim, VMState(what), number, self._lease):

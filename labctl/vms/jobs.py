@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from labctl.pools import Check
 from labctl.vms import listing, readiness, upkeep, work
 from labctl.vms.listing import HeldOrphan, Reading
-from labctl.vms.provider import Found, Misconfigured, Partial, Provider, Wanted
-from labctl.vms.states import VMState, WorkKind
+from labctl.vms.provider import Failed, Found, Misconfigured, Partial, Provider, Wanted
+from labctl.vms.states import MIGRATIONS, VMState, WorkKind
 from labctl.vms.upkeep import Held, Rules
 from labctl.vms.work import HeldWork
 
@@ -160,10 +160,11 @@ class Work(Job):
     """Something is done to a running VM."""
 
     work: HeldWork
+    avoid: frozenset[str]
     lane: ClassVar[Lane] = Lane.WORK
 
-    def call(self, provider: Provider) -> None:
-        """Do it, or make sure that it is done."""
+    def call(self, provider: Provider) -> Found | None:
+        """Do it, or make sure that it is done; gives what the provider has found of a VM that it was to migrate."""
         kind, argument, name = self.work.kind, self.work.argument, self.work.name
         if kind not in provider.capabilities:
             raise Misconfigured(f"the provider {self.provider} cannot do this: {kind}")
@@ -171,14 +172,30 @@ class Work(Job):
             provider.add_disk(name, self.work.disks + 1, int(argument))
         elif kind == WorkKind.SNAPSHOT:
             provider.snapshot(name, argument)
+        elif kind in MIGRATIONS:
+            return self._migrate(provider)
         elif argument in self.work.snapshots:
             provider.revert(name, argument)
         else:
             raise Misconfigured(f"the snapshot {argument} is not finished")
+        return None
 
-    def succeeded(self, session: Session, rules: Rules, result: None, seconds: float) -> None:
-        """The VM has it."""
-        work.done(session, self.work)
+    def _migrate(self, provider: Provider) -> Found:
+        name, avoid = self.work.name, self.avoid | {self.work.argument}
+        provider.migrate(name, avoid, live=self.work.kind == WorkKind.LIVE_MIGRATE)
+        found = provider.look_up(name)
+        if found is None:
+            raise Failed("vanished")
+        if found.host in avoid:
+            raise Failed(f"it is still on {found.host}")
+        return found
+
+    def succeeded(self, session: Session, rules: Rules, result: Found | None, seconds: float) -> None:
+        """The VM has it, or is elsewhere."""
+        if result is None:
+            work.done(session, self.work)
+        else:
+            work.migrated(session, self.work, result)
 
     def failed(self, session: Session, rules: Rules, error: Exception) -> None:
         """It is tried again or given up."""

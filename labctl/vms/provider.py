@@ -75,8 +75,9 @@ class Partial(frozenset[str]):
 class Provider(ABC):
     """One provider, made once for each entry of the setting ``providers`` in each process."""
 
-    #: Which of ``disk``, ``snapshot`` and ``revert`` it can do; the others are refused before it is asked.
-    capabilities: ClassVar[frozenset[str]] = frozenset()
+    #: Which of ``disk``, ``snapshot``, ``revert``, ``migrate`` and ``live_migrate`` it can do; the others are refused
+    #: before it is asked. One that can migrate live can do it otherwise, too.
+    capabilities: frozenset[str] = frozenset()
     #: Its option ``directory``, if its entry has none, is a directory of its own in labctl's home.
     keeps_files: ClassVar[bool] = False
 
@@ -135,3 +136,11 @@ class Provider(ABC):
     def revert(self, name: str, snapshot: str) -> None:
         """Set the VM back to a snapshot; it runs afterwards."""
         raise Misconfigured("this provider cannot revert to snapshots")
+
+    def migrate(self, name: str, avoid: Set[str], *, live: bool) -> None:
+        """See to it that a VM runs on a hypervisor that is none of ``avoid``, under its name, with all it has.
+
+        One that does already stays where it is. With ``live`` its guest does not notice, else it may be started anew.
+        :meth:`names` lists it all the time. Raises as :meth:`create`.
+        """
+        raise Misconfigured("this provider cannot migrate VMs")

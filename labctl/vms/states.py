@@ -29,7 +29,7 @@ LIFE = Lifecycle(
 
 
 class WorkState(StrEnum):
-    """Where a piece of work on a running VM (a disk, a snapshot, a revert) is."""
+    """Where a piece of work on a running VM (a disk, a snapshot, a revert, a migration) is."""
 
     WAITING = "waiting"  #: the engine has not done it yet
     DONE = "done"  #: it is done
@@ -42,6 +42,12 @@ class WorkKind(StrEnum):
     DISK = "disk"  #: add a disk of ``argument`` GB
     SNAPSHOT = "snapshot"  #: make the snapshot ``argument``
     REVERT = "revert"  #: go back to the snapshot ``argument``
+    MIGRATE = "migrate"  #: leave the hypervisor ``argument`` for another one
+    LIVE_MIGRATE = "live_migrate"  #: the same while it runs
+
+
+#: Work that takes a VM to another hypervisor.
+MIGRATIONS = (WorkKind.MIGRATE, WorkKind.LIVE_MIGRATE)
 
 
 class RequestState(StrEnum):

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from labctl import clock, lease
-from labctl.db import Reader, table
+from labctl.db import Lock, Reader, table
 from labctl.errors import Conflict
 from labctl.events.service import record
 from labctl.vms.catalog import Catalog
@@ -85,6 +85,7 @@ class Rules:
 
 OUT_OF_SERVICE = "its hypervisor is out of service"
 _IS_CORDONED = select(exists().where(Cordon.host == bindparam("host", type_=String)))
+_NO_CORDON_MEANWHILE = select(func.pg_advisory_xact_lock_shared(int(Lock.CORDON), 0))
 
 # Claiming
 
@@ -197,8 +198,22 @@ def not_made(session: Session, rules: Rules, vm: Held, error: Exception) -> None
         _later(session, vm, seconds, reason=reason, failures=vm.failures + 1)
 
 
+def no_cordon_meanwhile(session: Session) -> None:
+    """Let no hypervisor be taken out of service until the transaction ends: statements from here on see all that are.
+
+    For what puts VMs on hypervisors, so that whoever takes one out of service finds them all.
+    """
+    session.execute(_NO_CORDON_MEANWHILE)
+
+
+def is_cordoned(session: Session, host: str) -> bool:
+    """Tell whether a hypervisor is out of service."""
+    return bool(session.execute(_IS_CORDONED, {"host": host}).scalar())
+
+
 def is_ready(session: Session, rules: Rules, vm: Held, found: Found) -> None:
     """Note that a VM can be used: it waits in its pool, or is given to whom it was made for."""
+    no_cordon_meanwhile(session)
     now = clock.now()
     boot = (now - vm.requested).total_seconds()
     values: dict[str, Any] = {
@@ -208,7 +223,7 @@ def is_ready(session: Session, rules: Rules, vm: Held, found: Found) -> None:
         "host": found.host or None,
         "reason": None,
     }
-    if found.host and session.execute(_IS_CORDONED, {"host": found.host}).scalar():
+    if found.host and is_cordoned(session, found.host):
         _not_there(session, rules, vm)
         return
     if vm.request_id is None:

@@ -1,22 +1,31 @@
-"""What is done to running VMs for their users, one thing after the other: disks, snapshots, reverting."""
+"""What is done to running VMs, one thing after the other: disks, snapshots and reverting for users, migrations."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import and_, exists, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from labctl import clock, lease
-from labctl.db import table
+from labctl.db import Reader, table
 from labctl.events.service import record
 from labctl.vms.models import VM, VMWork
-from labctl.vms.provider import Misconfigured, NoCapacity
+from labctl.vms.provider import Found, Misconfigured, NoCapacity
 from labctl.vms.standing import backoff
-from labctl.vms.states import VMState, WorkKind, WorkState
-from labctl.vms.upkeep import ATTEMPTS, NO_CAPACITY_PAUSE, RETRY_FIRST, RETRY_MOST, describe, free
+from labctl.vms.states import MIGRATIONS, VMState, WorkKind, WorkState
+from labctl.vms.upkeep import (
+    ATTEMPTS,
+    NO_CAPACITY_PAUSE,
+    RETRY_FIRST,
+    RETRY_MOST,
+    describe,
+    free,
+    is_cordoned,
+    no_cordon_meanwhile,
+)
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +114,18 @@ def done(session: Session, work: HeldWork) -> None:
     log.info("vm_work_done", extra={"vm": work.name, "work": work.kind, "argument": work.argument})
 
 
+def migrated(session: Session, work: HeldWork, found: Found) -> None:
+    """Note on which hypervisor a VM is now; if that was taken out of service meanwhile, it has to go on."""
+    no_cordon_meanwhile(session)
+    if is_cordoned(session, found.host):
+        not_done(session, work, NoCapacity(f"{found.host} was taken out of service meanwhile"))
+    elif _change(session, work, state=WorkState.DONE, finished=clock.now(), reason=None):
+        values = {"host": found.host, "ip": next(iter(found.addresses), _vms.c.ip)}
+        session.execute(update(_vms).where(_vms.c.id == work.vm_id).values(values))
+        record(session, "vm.migrated", f"vms/{work.name}", before=work.argument, host=found.host)
+        log.info("vm_migrated", extra={"vm": work.name, "before": work.argument, "host": found.host})
+
+
 def not_done(session: Session, work: HeldWork, error: Exception) -> None:
     """Note why a piece of work is not done: it is tried again later, or has failed."""
     reason = describe(error)
@@ -119,6 +140,62 @@ def not_done(session: Session, work: HeldWork, error: Exception) -> None:
     else:
         due = clock.now() + timedelta(seconds=backoff(work.failures, RETRY_FIRST, RETRY_MOST))
         _change(session, work, failures=work.failures + 1, reason=reason, due=due)
+
+
+# Migrations, for whoever takes hypervisors out of service
+
+
+def ask_to_migrate(session: Session, name: str, host: str, *, live: bool) -> int | None:
+    """Have a running VM leave a hypervisor for another one that is in service; gives the id of the work.
+
+    None: it does not run there any more.
+    """
+    here = (_vms.c.name == name, _vms.c.host == host, _vms.c.state == VMState.RUNNING)
+    vm: int | None = session.execute(select(_vms.c.id).where(*here).with_for_update(read=True, key_share=True)).scalar()
+    if vm is None:
+        return None
+    now = clock.now()
+    kind = WorkKind.LIVE_MIGRATE if live else WorkKind.MIGRATE
+    values = {"vm_id": vm, "kind": kind, "argument": host, "created": now, "due": now}
+    work: int = session.execute(insert(_work).values(values).returning(_work.c.id)).scalar_one()
+    record(session, f"vm.{kind}_asked", f"vms/{name}", host=host)
+    return work
+
+
+@dataclass(frozen=True)
+class Migration:
+    """How far the migration of a VM is."""
+
+    is_done: bool
+    has_failed: bool
+    #: Why it has failed, or does not go on.
+    reason: str | None
+    #: The hypervisor that the VM is on.
+    host: str | None
+
+
+def migrations(reader: Reader, works: Collection[int]) -> dict[int, Migration]:
+    """Tell how far migrations are, by the ids of the work; those of VMs that nobody knows any more are left out."""
+    query = select(_work.c.id, _work.c.state, _work.c.reason, _vms.c.host).join_from(_work, _vms)
+    rows = reader.execute(query.where(_work.c.id.in_(works)))
+    return {
+        row.id: Migration(row.state == WorkState.DONE, row.state == WorkState.FAILED, row.reason, row.host)
+        for row in rows
+    }
+
+
+def take_back(session: Session, works: Collection[int], reason: str) -> None:
+    """Give up what was not begun yet; what an engine is just doing goes on."""
+    waits = (_work.c.id.in_(works), _work.c.state == WorkState.WAITING, free(_work))
+    now = clock.now()
+    give_up = update(_work).where(*waits).values(state=WorkState.FAILED, reason=reason, finished=now)
+    session.execute(give_up, {"now": now})
+
+
+def migrating(reader: Reader) -> bool:
+    """Tell whether an engine is just migrating some VM: to a hypervisor that may be out of service by now."""
+    going = (_work.c.kind.in_(MIGRATIONS), _work.c.state == WorkState.WAITING, _work.c.lease_until > clock.now())
+    return bool(reader.execute(select(exists().where(*going))).scalar())
 
 
 def _change(session: Session, work: HeldWork, **values: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from labctl.vms.names import new_name, new_snapshot
-from labctl.vms.provider import Misconfigured, Provider, Wanted
+from labctl.vms.provider import Misconfigured, NoCapacity, Provider, ProviderError, Wanted
 
 
 class ProviderContract:
@@ -19,6 +19,8 @@ class ProviderContract:
     options: ClassVar[Mapping[str, Any]] = {}
     #: A template that is not there; None: this provider takes what it is given.
     unknown: ClassVar[str | None] = None
+    #: Its hypervisors, beyond the two that a VM is moved between.
+    other_hosts: ClassVar[frozenset[str]] = frozenset()
 
     @pytest.fixture
     def make(self) -> Callable[[], Provider]:
@@ -152,6 +154,38 @@ class ProviderContract:
             provider.revert(wanted.name, snapshot)
             provider.revert(wanted.name, snapshot)
         assert provider.look_up(wanted.name) is not None
+
+    @pytest.mark.parametrize("live", [True, False])
+    def test_a_vm_leaves_its_hypervisor_with_all_it_has_or_the_provider_says_that_it_cannot(
+        self, provider: Provider, wanted: Wanted, live: bool
+    ) -> None:
+        provider.create(wanted)
+        before = provider.look_up(wanted.name)
+        assert before is not None
+        avoid = {before.host}
+        if ("live_migrate" if live else "migrate") not in provider.capabilities:
+            with pytest.raises(Misconfigured):
+                provider.migrate(wanted.name, avoid, live=live)
+            return
+        provider.add_disk(wanted.name, 1, 1)
+        provider.migrate(wanted.name, avoid, live=live)
+        after = provider.look_up(wanted.name)
+        assert after is not None and after.host != before.host
+        # Asked again, it is where it should be.
+        provider.migrate(wanted.name, avoid, live=live)
+        again = provider.look_up(wanted.name)
+        assert again is not None and again.host == after.host
+        self.check_disks(provider, wanted.name, [1])
+        with pytest.raises(NoCapacity):
+            provider.migrate(wanted.name, {before.host, after.host, *self.other_hosts}, live=live)
+        assert sorted(name for name in provider.names() if name == wanted.name) == [wanted.name]
+
+    def test_who_can_migrate_live_can_migrate(self, provider: Provider) -> None:
+        assert "live_migrate" not in provider.capabilities or "migrate" in provider.capabilities
+
+    def test_to_migrate_what_is_not_there_has_failed(self, provider: Provider) -> None:
+        with pytest.raises(ProviderError):
+            provider.migrate(new_name("nobody-"), {"one"}, live=False)
 
     def test_disks_and_snapshots_go_with_their_vm(self, provider: Provider, wanted: Wanted) -> None:
         provider.create(wanted)

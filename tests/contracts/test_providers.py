@@ -38,3 +38,12 @@ class TestClumsyFakeProvider(TestFakeProvider):
     def make(self, directory: Path) -> Callable[[], Provider]:
         options = {"directory": str(directory), "unknown": [self.unknown], "clone_seconds": (0.02, 0.05)}
         return lambda: FakeProvider("fake", options)
+
+
+class TestMigratingFakeProvider(TestFakeProvider):
+    """The fake that has hypervisors, and can take VMs from one to the other."""
+
+    @pytest.fixture
+    def make(self, directory: Path) -> Callable[[], Provider]:
+        options = {"directory": str(directory), "unknown": [self.unknown], "hosts": ["one", "two"], "migrates": "live"}
+        return lambda: FakeProvider("fake", options)

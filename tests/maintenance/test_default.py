@@ -265,8 +265,9 @@ def test_the_projects_of_a_host_are_asked_what_becomes_of_their_vms(state: str) 
         (machine("1"), {}, []),
         (machine("1"), {"1": MIGRATE}, []),
         (vm("1", move=MoveState.WAITING), {}, []),
-        (vm("1", move=MoveState.FAILED), {}, []),
         (vm("1", move=MoveState.DONE), {}, []),
+        (vm("1", allowed=frozenset(InstanceAction)), {}, [Move("1", LIVE)]),
+        (vm("1", allowed=frozenset(InstanceAction)), {"1": OWN}, []),
     ],
 )
 def test_what_becomes_of_an_instance(state: str, instance: Any, said: Any, moves: list[Any]) -> None:

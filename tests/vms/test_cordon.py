@@ -1,17 +1,21 @@
 """Hypervisors that are out of service, and VMs that take the place of others."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
-from labctl import db
+from labctl import clock, db
 from labctl.pools import Pool
-from labctl.vms import cordon
+from labctl.vms import cordon, upkeep
+from labctl.vms.catalog import Catalog
 from labctl.vms.models import VM
+from labctl.vms.provider import Found
 from labctl.vms.states import VMState
+from labctl.vms.upkeep import Rules
 from tests.vms.factories import make_vm
 from tests.vms.lab import Lab
 
@@ -102,6 +106,47 @@ def test_a_vm_is_not_replaced_by_one_that_does_not_fit(session: Session, other: 
 
     session.refresh(old)
     assert old.state == VMState.RUNNING
+
+
+def test_a_vm_is_rather_not_replaced_by_one_that_has_to_go_next(session: Session) -> None:
+    old = make_vm(session, host="one", state=VMState.RUNNING, owner="alice")
+    make_vm(session, host="two")
+    later = make_vm(session, host="three")
+
+    assert cordon.replace(session, old.name, rather_not=["two"]) == later.name
+    assert cordon.replace(session, later.name, rather_not=["one", "two", "three"]) is not None
+
+
+def test_no_vm_becomes_ready_on_a_hypervisor_while_that_goes_out_of_service(committed: Engine) -> None:
+    with db.transaction() as session:
+        vm = make_vm(session, host="one", state=VMState.PENDING, due=clock.now())
+    found, rules = Found(True, host="one"), Rules(Catalog([]), {})
+    claimed = {"holder": "me", "provider": vm.provider, "state": VMState.PENDING, "number": 1, "seconds": 30}
+    with db.transaction() as session:
+        (held,) = upkeep.claim(session, **claimed)
+
+    with ThreadPoolExecutor(1) as threads, db.transaction() as session:
+        upkeep.is_ready(session, rules, held, found)
+        session.flush()
+
+        def drain() -> None:
+            with db.transaction() as other:
+                cordon.cordon(other, "one", "upkeep")
+
+        drained = threads.submit(drain)
+        # It waits for what has found the hypervisor in service.
+        while not is_waited_for(session):
+            assert not drained.done()
+        session.commit()
+        drained.result(10)
+
+    with db.reading() as reader:
+        (state,) = reader.execute(select(VM.state)).scalars()
+    assert state == VMState.COMPLETED
+
+
+def is_waited_for(session: Session) -> bool:
+    return bool(session.execute(text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")).first())
 
 
 def test_what_is_ready_elsewhere_is_counted_by_pool(session: Session) -> None:

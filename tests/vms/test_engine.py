@@ -445,7 +445,7 @@ def test_what_cannot_be_done_has_failed_with_a_reason(make_lab: MakeLab, monkeyp
     revert = ask(lab, vm, WorkKind.REVERT, "none")
     lab.settle()
     assert (revert.state, revert.reason) == (WorkState.FAILED, "the snapshot none is not finished")
-    monkeypatch.setattr(type(lab.provider), "capabilities", frozenset())
+    monkeypatch.setattr(lab.provider, "capabilities", frozenset())
     disk = ask(lab, vm, WorkKind.DISK, "8")
     lab.settle()
 

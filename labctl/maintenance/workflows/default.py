@@ -4,7 +4,7 @@ Hosts are emptied and maintained in their order, no more of them out of service 
 ``max_unavailable`` says. Whatever the session waits for is named, with its time where there is one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -102,8 +102,11 @@ def choose(view: View) -> str:
 
 
 def moving(host: Host) -> bool:
-    """Tell whether VMs are being moved away from a host."""
-    return any(instance.move in (MoveState.WAITING, MoveState.DONE) for instance in host.instances)
+    """Tell whether VMs are being moved away from a host; not those for which there is no room elsewhere."""
+    return any(
+        instance.move == MoveState.DONE or (instance.move == MoveState.WAITING and not instance.move_reason)
+        for instance in host.instances
+    )
 
 
 def failure(view: View) -> str:
@@ -226,9 +229,15 @@ def _empty(view: View, state: str) -> Next:
         elif not any(host.remade for host in stuck):
             if state == PREPARE:
                 return Next(state=SCALE_IN)
-            return Next(failed=f"no VM is ready elsewhere to take the place of those on {names}")
-        waits.add(f"VMs that are ready elsewhere to take the place of those on {names}")
+            return Next(failed=_no_room(stuck) or f"no VM is ready elsewhere to take the place of those on {names}")
+        waits.add(_no_room(stuck) or f"VMs that are ready elsewhere to take the place of those on {names}")
     return waits.next(do)
+
+
+def _no_room(hosts: Iterable[Host]) -> str:
+    """Say which VMs their providers have no room for elsewhere, empty if there are none."""
+    said = [f"{one.id}: {one.move_reason}" for host in hosts for one in host.instances if one.move_reason]
+    return some(said)
 
 
 class Emptying:
@@ -246,6 +255,9 @@ class Emptying:
     def step(self) -> str:
         """Ask its projects and have its VMs moved; gives why the session cannot go on."""
         view, host = self.view, self.host
+        for instance in host.instances:
+            if instance.move == MoveState.FAILED:
+                return f"{instance.id} cannot be moved from {host.name}: {instance.move_reason}"
         longest = hints.read(view.metadata).host_timeout
         end = None if longest is None or host.since is None else host.since + timedelta(seconds=longest)
         if end is not None and view.now >= end:
@@ -273,24 +285,28 @@ class Emptying:
         ).ask()
 
     def _see_to(self, instance: Instance, reply: Reply | None) -> None:
-        if reply is None or instance.move is not None:
-            # Whoever has not agreed, or cannot be asked, is waited for; and so is what goes on already.
+        if reply is None:
+            # Whoever has not agreed, or cannot be asked, is waited for.
+            return
+        if instance.move is not None:
+            self.stuck = self.stuck or bool(instance.move_reason)
             return
         how = chosen(instance, reply)
         if how == InstanceAction.OWN_ACTION:
             return
-        if self.host.replaceable or moving(self.host):
+        if not instance.replaced or self.host.replaceable or moving(self.host):
             self.do.append(Move(instance.id, how))
         else:
             self.stuck = True
 
 
 def chosen(instance: Instance, reply: Reply) -> InstanceAction:
-    """Tell what becomes of an instance: what its project has said, if that is possible; else it is moved if it can."""
+    """Tell what becomes of an instance: what its project has said, if that is possible; else it notices the least."""
     said = reply.instance_actions.get(instance.id)
     if said is not None and said in instance.allowed:
         return said
-    return InstanceAction.MIGRATE if InstanceAction.MIGRATE in instance.allowed else InstanceAction.OWN_ACTION
+    gentle = (InstanceAction.LIVE_MIGRATE, InstanceAction.MIGRATE)
+    return next((how for how in gentle if how in instance.allowed), InstanceAction.OWN_ACTION)
 
 
 def start(view: View) -> Next:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -26,6 +26,7 @@ from labctl.vms.provider import Failed, Found, Misconfigured, NoCapacity, Provid
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
+MIGRATIONS = {"no": (), "cold": ("migrate",), "live": ("migrate", "live_migrate")}
 
 
 @dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
@@ -37,6 +38,10 @@ class Options:
     #: From the request to make a VM until it is made, and from there until it runs: the least and the most.
     clone_seconds: tuple[Seconds, Seconds] = (0, 0)
     boot_seconds: tuple[Seconds, Seconds] = (0.5, 1.5)
+    #: Whether it can migrate VMs: not, by starting them anew, or live, too.
+    migrates: Literal["no", "cold", "live"] = "no"
+    #: From the request to migrate a VM until it is done: the least and the most.
+    migrate_seconds: tuple[Seconds, Seconds] = (0, 0)
     #: Hypervisors that VMs are said to be on, the emptiest first; empty: one, called as the provider.
     hosts: list[str] = Field(default_factory=list)
     #: How many VMs fit; 0: any number.
@@ -61,7 +66,7 @@ class Options:
 
     @model_validator(mode="after")
     def _ranges(self) -> "Options":
-        for name in ("clone_seconds", "boot_seconds", "vanish_seconds"):
+        for name in ("clone_seconds", "boot_seconds", "migrate_seconds", "vanish_seconds"):
             least, most = getattr(self, name)
             if least > most:
                 raise ValueError(f"{name}: {least:g} is more than {most:g}")
@@ -76,13 +81,13 @@ Record = dict[str, Any]
 class FakeProvider(Provider):
     """Nothing but files."""
 
-    capabilities: ClassVar[frozenset[str]] = frozenset(("disk", "snapshot", "revert"))
     keeps_files: ClassVar[bool] = True
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         """Validate the options; the directory is made when the first VM is."""
         self.name = name
         self._given = _validated(options)
+        self.capabilities = frozenset(("disk", "snapshot", "revert", *MIGRATIONS[self._given.migrates]))
         self.directory = Path(self._given.directory)
         self._vms = self.directory / "vms"
         self._random = random.Random(self._given.seed)  # noqa: S311
@@ -160,6 +165,19 @@ class FakeProvider(Provider):
             if snapshot not in record["snapshots"]:
                 raise Failed(f"{name} has no snapshot {snapshot}")
             record["reverted_to"] = snapshot
+
+    def migrate(self, name: str, avoid: Set[str], *, live: bool) -> None:
+        """Note another hypervisor in the VM's file; it boots there, if this is not to be noticed by its guest."""
+        options = self._called()
+        if ("live_migrate" if live else "migrate") not in self.capabilities:
+            super().migrate(name, avoid, live=live)
+        if (record := self._read(name)) is not None and record["host"] in avoid:
+            self._wait(self._random.uniform(*options.migrate_seconds))
+        with self._changing(name) as record:
+            if record["host"] in avoid:
+                record["host"] = self._place(options, avoid)
+                if not live:
+                    record["boots_at"] = _now() + self._random.uniform(*options.boot_seconds)
 
     # Its faults
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
@@ -53,7 +53,7 @@ class Uncertain(Failed):
 class LibvirtProvider(Provider):
     """One or more hypervisors with libvirt, see docs/libvirt.rst."""
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"disk", "snapshot", "revert"})
+    capabilities: frozenset[str] = frozenset({"disk", "snapshot", "revert"})
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         """Validate the options, the template of domains among them."""

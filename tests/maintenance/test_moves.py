@@ -1,0 +1,203 @@
+"""VMs that their provider takes to another hypervisor: the engine of sessions and that of VMs together."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from labctl.maintenance.engine import Engine
+from labctl.maintenance.models import MaintenanceReply, MaintenanceSession
+from labctl.pools import Pool
+from labctl.settings import MAINTENANCE_REPLIES
+from labctl.vms import cordon, work
+from labctl.vms.models import VMWork
+from labctl.vms.states import VMState
+from tests.vms.lab import Lab as VMLab
+
+from .factories import make_session
+from .lab import Lab
+
+DUMMY = [{"plugin": "dummy", "type": "host", "metadata": {"seconds": 1}}]
+
+
+class Labs:
+    """One VM that ada has, on one of two hypervisors; none but hers, so that there is none to take its place."""
+
+    def __init__(self, session: Session, directory: Path, clock: Any, migrates: str = "live") -> None:
+        self.vms = VMLab(
+            session, directory, clock, [Pool(name="debian", size=1)], hosts=["h1", "h2"], migrates=migrates
+        ).filled()
+        (vm,) = self.vms.ready()
+        self.vm = self.vms.take(vm)
+        self.sessions = Lab(session, clock)
+        self.sessions.engine = Engine(MAINTENANCE_REPLIES, poll=0, can={"fake": self.vms.provider.capabilities})
+        self.vms.settle(seconds=2)
+        for ready in self.vms.ready():
+            self.vms.take(ready).owner = "bob"
+        self.vms.pools[0] = Pool(name="debian", size=0)
+        self.vms.change()
+
+    @property
+    def there(self) -> str:
+        """The hypervisor that her VM is on."""
+        assert self.vm.host is not None
+        return self.vm.host
+
+    def begin(self, **changes: Any) -> MaintenanceSession:
+        self.before = self.there
+        values = {"workflow": "default", "state": "PLANNED_MAINTENANCE", "actions": DUMMY, **changes}
+        return make_session(self.sessions.session, [self.before], **values)
+
+    def live(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.sessions.tick(seconds=1)
+            self.vms.settle()
+
+    def replies(self, row: MaintenanceSession) -> list[MaintenanceReply]:
+        query = select(MaintenanceReply).where(MaintenanceReply.session_id == row.id)
+        return list(self.vms.session.scalars(query))
+
+    def asked(self) -> list[VMWork]:
+        return list(self.vms.session.scalars(select(VMWork).order_by(VMWork.id)))
+
+
+@pytest.fixture
+def labs(session: Session, tmp_path: Path, stopped_clock: Any) -> Labs:
+    return Labs(session, tmp_path / "fake", stopped_clock)
+
+
+@pytest.mark.parametrize(
+    ("said", "how"), [("MIGRATE", "migrate"), ("LIVE_MIGRATE", "live_migrate"), ("", "live_migrate")]
+)
+def test_a_provider_that_can_takes_a_vm_elsewhere_for_its_owner(labs: Labs, said: str, how: str) -> None:
+    row = labs.begin()
+    labs.live(1)
+    (reply,) = labs.replies(row)
+    assert sorted(reply.allowed_actions) == ["LIVE_MIGRATE", "MIGRATE", "OWN_ACTION"]
+    labs.sessions.answer(row, "ada", "ACK_PLANNED_MAINTENANCE", **({labs.vm.name: said} if said else {}))
+    labs.live(20)
+    assert labs.vm.state == VMState.RUNNING and labs.vm.owner == "ada" and labs.there != labs.before
+    assert [(one.kind, one.state, one.argument) for one in labs.asked()] == [(how, "done", labs.before)]
+    (move,) = labs.sessions.moves(row)
+    assert (move.state, move.moved_to, move.replacement, move.reason) == ("done", labs.there, None, None)
+    assert ("ada", "INSTANCE_ACTION_DONE") in labs.sessions.notices(row)
+    labs.sessions.answer(row, "ada", "ACK_MAINTENANCE_COMPLETE")
+    labs.live(20)
+    assert row.state == "MAINTENANCE_DONE"
+    (event,) = labs.vms.events("vm.migrated")
+    assert event.data == {"before": labs.before, "host": labs.there}
+
+
+def test_what_a_provider_cannot_do_live_is_not_offered(session: Session, tmp_path: Path, stopped_clock: Any) -> None:
+    labs = Labs(session, tmp_path / "fake", stopped_clock, "cold")
+    row = labs.begin()
+    labs.live(1)
+    (reply,) = labs.replies(row)
+    assert sorted(reply.allowed_actions) == ["MIGRATE", "OWN_ACTION"]
+    labs.sessions.answer(row, "ada", "ACK_PLANNED_MAINTENANCE", **{labs.vm.name: "LIVE_MIGRATE"})
+    labs.live(20)
+    assert [one.kind for one in labs.asked()] == ["migrate"] and labs.there != labs.before
+
+
+def test_without_room_elsewhere_a_session_says_so_and_goes_on_when_there_is_some(labs: Labs) -> None:
+    labs.vms.faults(hosts=[labs.there])
+    row = labs.begin(hints={"gate": "none", "no_answer": "wait"}, state="PREPARE_MAINTENANCE")
+    labs.live(1)
+    labs.sessions.answer(row, "ada", "ACK_PREPARE_MAINTENANCE", **{labs.vm.name: "LIVE_MIGRATE"})
+    labs.live(10)
+    assert row.state == "PREPARE_MAINTENANCE" and labs.vm.host == labs.before
+    assert row.waits_for is not None and f"{labs.vm.name}: all hypervisors are out of service" in row.waits_for
+    (move,) = labs.sessions.moves(row)
+    assert (move.state, move.reason) == ("waiting", "all hypervisors are out of service")
+    # It has been patient; the project is asked to need less.
+    labs.live(60)
+    assert row.state == "SCALE_IN"
+    labs.vms.faults()
+    labs.live(20)
+    assert labs.there != labs.before and row.state in ("MAINTENANCE_COMPLETE", "MAINTENANCE_DONE")
+
+
+def test_a_session_fails_when_there_is_no_room_for_long_and_leaves_the_vm_alone(labs: Labs) -> None:
+    labs.vms.faults(hosts=[labs.there])
+    row = labs.begin()
+    labs.live(1)
+    labs.sessions.answer(row, "ada", "ACK_PLANNED_MAINTENANCE")
+    labs.live(70)
+    assert row.state == "MAINTENANCE_FAILED"
+    assert row.reason == f"{labs.vm.name}: all hypervisors are out of service"
+    assert labs.sessions.hosts(row) == {labs.before: "waiting"} and labs.sessions.moves(row) == []
+    (asked,) = labs.asked()
+    assert (asked.state, asked.reason) == ("failed", f"maintenance {row.id} does not need it any more")
+    labs.vms.faults()
+    labs.live(10)
+    assert labs.vm.host == labs.before and labs.vm.state == VMState.RUNNING
+
+
+def test_a_session_fails_when_its_provider_cannot_move_a_vm(labs: Labs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(labs.vms.provider), "migrate", lambda self, name, avoid, *, live: None)
+    row = labs.begin()
+    labs.live(1)
+    labs.sessions.answer(row, "ada", "ACK_PLANNED_MAINTENANCE")
+    labs.live(10)
+    assert row.state == "MAINTENANCE_FAILED"
+    assert row.reason == f"{labs.vm.name} cannot be moved from {labs.before}: it is still on {labs.before}"
+    assert labs.vm.state == VMState.RUNNING and labs.vm.owner == "ada"
+
+
+def test_a_vm_that_its_owner_gives_back_need_not_be_moved(labs: Labs) -> None:
+    row = labs.begin()
+    labs.live(1)
+    labs.sessions.answer(row, "ada", "ACK_PLANNED_MAINTENANCE")
+    labs.sessions.tick()
+    labs.vm.state, labs.vm.due = VMState.COMPLETED, labs.vms.clock()
+    labs.live(10)
+    (move,) = labs.sessions.moves(row)
+    assert (move.state, move.moved_to, move.reason) == ("done", None, "nobody has it any more")
+    assert [one.state for one in labs.asked()] == ["failed"]
+
+
+def test_a_vm_goes_on_if_its_new_hypervisor_goes_out_of_service_meanwhile(
+    session: Session, tmp_path: Path, stopped_clock: Any
+) -> None:
+    labs = Labs(session, tmp_path / "fake", stopped_clock)
+    labs.vms.change(hosts=["h1", "h2", "h3"])
+    number = work.ask_to_migrate(session, labs.vm.name, labs.there, live=True)
+    before, migrate = labs.there, type(labs.vms.provider).migrate
+    on: list[str] = []
+
+    def and_then(name: str, avoid: Any, *, live: bool) -> None:
+        migrate(labs.vms.provider, name, avoid, live=live)
+        found = labs.vms.provider.look_up(name)
+        assert found is not None
+        on.append(found.host)
+
+    labs.vms.provider.migrate = and_then  # type: ignore[method-assign]
+    labs.vms.engine.tick()
+    assert work.migrating(session)
+    (other,) = {"h1", "h2", "h3"} - {before, "h3"}
+    cordon.cordon(session, other, "upkeep")
+    labs.vms.settle()
+    labs.vms.settle(seconds=6)
+    assert number is not None and work.migrations(session, [number])[number].is_done
+    assert not work.migrating(session)
+    assert labs.there not in (before, other) and on[-1] == labs.there
+
+
+def test_nothing_is_begun_on_a_host_while_a_vm_may_be_on_its_way_there(labs: Labs) -> None:
+    (other,) = {"h1", "h2"} - {labs.there}
+    for vm in labs.vms.vms():
+        if vm.host == other:
+            vm.state, vm.due = VMState.COMPLETED, labs.vms.clock()
+    labs.vms.settle()
+    work.ask_to_migrate(labs.vms.session, labs.vm.name, labs.there, live=True)
+    asked = labs.asked()[0]
+    asked.lease_holder, asked.lease_until = "another engine", labs.vms.clock() + timedelta(seconds=30)
+    row = make_session(labs.sessions.session, [other], workflow="default", state="START_MAINTENANCE", actions=DUMMY)
+    labs.sessions.live(5)
+    assert labs.sessions.hosts(row) == {other: "draining"}
+    asked.lease_holder = asked.lease_until = None
+    labs.sessions.live(5)
+    assert labs.sessions.hosts(row) == {other: "done"}
