@@ -57,6 +57,8 @@ MAINTENANCE_REPLIES: dict[str, float] = {
 
 #: How many operations on hosts that one worker carries out may write to the database at the same time.
 MOST_WRITERS = 4
+#: How many pings and facters one worker carries out beside ``remote_jobs`` operations of any kind.
+SHORT_JOBS = 2
 
 
 class SettingsError(Exception):
@@ -197,7 +199,8 @@ class Settings:
         "", "Directory of files with task and executor plugins of the lab's own; empty: there are none."
     )
     remote_jobs: Annotated[int, Limit(ge=1, le=100)] = _setting(
-        8, "Operations on hosts one labctl worker carries out at once; more of them wait their turn."
+        8,
+        "Operations on hosts one labctl worker carries out at once, beside two pings or facters; more wait their turn.",
     )
     remote_timeouts: dict[str, Annotated[float, Limit(gt=0)]] = _setting(
         REMOTE_TIMEOUTS, "Seconds each kind of operation may take, unless a request asks for less."
@@ -249,7 +252,7 @@ class Settings:
         Beside those of tasks: one for what comes round in the queue's own, one for each engine, two for the runner, and
         some for its jobs, which write for some milliseconds now and then.
         """
-        return self.worker_concurrency + 5 + min(self.remote_jobs, MOST_WRITERS)
+        return self.worker_concurrency + 5 + min(self.remote_jobs + SHORT_JOBS, MOST_WRITERS)
 
     @classmethod
     def all(cls) -> tuple[Field[Any], ...]:

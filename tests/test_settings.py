@@ -261,6 +261,6 @@ def test_anonymous_may_be_set_for_every_tree_there_is() -> None:
     assert settings.ANONYMOUS["events"] == "none"
 
 
-@pytest.mark.parametrize(("jobs", "connections"), [(8, 13), (2, 11)])
+@pytest.mark.parametrize(("jobs", "connections"), [(8, 13), (2, 13), (1, 12)])
 def test_a_worker_has_connections_for_tasks_engines_and_a_few_jobs(jobs: int, connections: int) -> None:
     assert Settings(worker_concurrency=4, remote_jobs=jobs).worker_connections() == connections

@@ -45,6 +45,10 @@ class RequestHook(PecanHook):
     def before(self, state: RoutingState) -> None:
         """Find out who asks and whether they may."""
         request: Request = state.request
+        reads = request.method == "OPTIONS" or (request.method in _READS and not state.controller.acts)
+        if not reads:
+            # Before any password is looked at: that counts wrong ones, and has the browser ask its user for another.
+            _refuse_other_sites(request)
         claim = claim_of(request)
         identity = self.authenticate(replace(claim, address=request.address())) if claim else None
         request.environ["labctl.identity"] = identity
@@ -52,7 +56,6 @@ class RequestHook(PecanHook):
         if tree is None:
             return
         open_to_all = self.anonymous[tree]
-        reads = request.method in _READS and (request.method == "OPTIONS" or not state.controller.acts)
         if open_to_all == "write" or (open_to_all == "read" and reads):
             return
         if identity is None:
@@ -89,6 +92,9 @@ class RequestHook(PecanHook):
         """Write the request's log line."""
         request: Request = state.request
         state.response.headers["X-Request-ID"] = request.request_id
+        if request.method == "GET" and getattr(state.controller, "acts", False):
+            # Proxies may keep answers to GET: the next client would be told of what was not done for it.
+            state.response.headers["Cache-Control"] = "no-store"
         identity = request.identity
         log.info(
             "request_done",
@@ -101,6 +107,15 @@ class RequestHook(PecanHook):
                 "address": request.address(),
             },
         )
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """Refuse what a page of another site has a browser ask for: it adds the credential that its user once gave it.
+
+    Only browsers say which site it is, and only over HTTPS or on their own machine.
+    """
+    if request.environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
+        raise Forbidden("a page of another site has your browser ask for this")
 
 
 def _path(request: Request) -> str:

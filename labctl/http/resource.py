@@ -95,13 +95,14 @@ class Resource:
     """A thing with a URL: define ``get``, ``post``, ``put``, ``patch``, ``delete`` for the methods it answers.
 
     ``children`` are the literal segments below it; they win over :meth:`item`, which answers for any other segment
-    and runs no query. HEAD is answered by ``get``, OPTIONS and 405 by the methods that exist. Nothing of the path is
-    ever looked up as an attribute, and a slash at the end makes no difference.
+    and runs no query. HEAD is answered by ``get`` unless that acts, OPTIONS and 405 by the methods that exist. Nothing
+    of the path is ever looked up as an attribute, and a slash at the end makes no difference.
     """
 
     mount: Mount | None = None
     children: Mapping[str, "Resource"] = {}
-    #: Whether its GET changes something, as some of the old protocols have it; then it needs the right to write.
+    #: Whether its GET changes something, as some of the old protocols have it; then it needs the right to write, is not
+    #: kept by any cache, and there is no HEAD: who only asks what is there must not set it off.
     acts = False
     #: Pecan keeps its per-controller configuration (hooks) here.
     _pecan: ClassVar[dict[str, Any]] = {}
@@ -112,19 +113,24 @@ class Resource:
 
     def allowed(self) -> list[str]:
         """List the methods that this resource answers, for the Allow header."""
-        methods = [method for method, name in _HANDLERS.items() if hasattr(self, name)]
+        methods = [method for method in _HANDLERS if self._answer_to(method)]
         return sorted([*methods, "OPTIONS"]) if methods else []
 
     def handler(self, method: str) -> Callable[[Request], Any]:
         """Give what answers ``method``; raises :class:`MethodNotAllowed`."""
-        handler = getattr(self, _HANDLERS[method], None) if method in _HANDLERS else None
+        handler = self._answer_to(method)
         if handler is not None:
-            return handler  # type: ignore[no-any-return]
+            return handler
         if not self.allowed():
             raise NotFound
         if method == "OPTIONS":
             return lambda request: options(self)
         raise MethodNotAllowed(self.allowed())
+
+    def _answer_to(self, method: str) -> Callable[[Request], Any] | None:
+        if method not in _HANDLERS or (method == "HEAD" and self.acts):
+            return None
+        return getattr(self, _HANDLERS[method], None)
 
 
 def options(resource: Resource) -> Response:

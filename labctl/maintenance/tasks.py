@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 FILES, PROJECTS = 4, 32
 #: Seconds between looks at whether there is more, while there is something.
 PULSE = 0.25
-#: Seconds after which another worker tells a project again what this one has begun to tell.
-TELLING = 6 * fetching.TELLING
+#: Seconds after which another worker tells a project again what this one has begun to tell: it was killed. No project
+#: has less than twice that to answer, unless ``maintenance_replies`` says so.
+TELLING = 2 * fetching.TELLING
 BATCH = 100
 
 _fetching = Lock()

@@ -108,10 +108,7 @@ class NextController(Resource):
             raise NotFound("There are no healthy storage nodes available.")
         if not given:
             raise Unavailable("the storage node whose turn it was has just been removed", retry_after=1)
-        answer = render.plain(wire.url_to_wire(found.healthy))
-        # Proxies may keep answers to GET, and each of these is for one client.
-        answer.headers["Cache-Control"] = "no-store"
-        return answer
+        return render.plain(wire.url_to_wire(found.healthy))
 
 
 def _claim(actor: Actor, turn: Turn, count: int) -> list[str]:

@@ -17,7 +17,17 @@ from typing import Any
 from labctl import db, logs
 from labctl.errors import Unavailable
 from labctl.remote import chunks, running
-from labctl.remote.executor import Executor, ExecutorError, Failed, Misconfigured, Order, Result, Run
+from labctl.remote.executor import (
+    TELL_WITHIN,
+    TIMED_OUT,
+    Executor,
+    ExecutorError,
+    Failed,
+    Misconfigured,
+    Order,
+    Result,
+    Run,
+)
 from labctl.remote.running import Piece, Taken
 from labctl.remote.states import EXCLUSIVE, HostState, JobState, Operation
 from labctl.remote.task import Task
@@ -76,6 +86,8 @@ class Carrying:
         self._most_output = most_output
         self._over = over
         self._deadline = time.monotonic() + taken.timeout
+        #: Whether some host has ended its command because the time was up.
+        self._timed_out = False
         self._hosts = frozenset(taken.hosts)
         #: How it went on each host so far.
         self._states: dict[str, HostState] = {}
@@ -146,8 +158,12 @@ class Carrying:
         now = time.monotonic()
         if now >= self.lease_until:
             self.lose("its lease is over")
-        elif now >= self._deadline:
-            self.end(Ending(JobState.FAILED, f"timed out after {self.taken.timeout:g} s"))
+        elif now >= self._deadline + (TELL_WITHIN if self.taken.operation == Operation.EXECUTE else 0):
+            self.end(Ending(JobState.FAILED, self._too_late))
+
+    @property
+    def _too_late(self) -> str:
+        return f"timed out after {self.taken.timeout:g} s"
 
     def give_up(self) -> None:
         """Write its end for a thread that hangs; whatever that one still does, it writes nothing any more."""
@@ -293,6 +309,8 @@ class Carrying:
         if host not in self._hosts or (single and (state is None or host in self._states)):
             self._wonder(result)
             return
+        if self.taken.operation == Operation.EXECUTE and time.monotonic() >= self._deadline:
+            self._timed_out = self._timed_out or result.values.get("rtc") == TIMED_OUT
         final = state if single or state in chunks.BAD else None
         if state is not None:
             self._states[host] = max(self._states.get(host, state), state, key=chunks.ORDER.index)
@@ -363,7 +381,8 @@ class Carrying:
         if not self._ending and error:
             ending = Ending(JobState.FAILED, error)
         elif not self._ending and failed:
-            ending = Ending(JobState.FAILED, chunks.failed(self.taken.operation, failed, len(self.taken.hosts)))
+            told = chunks.failed(self.taken.operation, failed, len(self.taken.hosts))
+            ending = Ending(JobState.FAILED, self._too_late if self._timed_out else told)
         self._end_as = ending
         while not self._lost and not self._is_finished(ended):
             if time.monotonic() + PAUSE >= self.lease_until:

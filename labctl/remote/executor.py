@@ -34,6 +34,11 @@ RESERVED = frozenset(
 )
 
 
+#: The exit code of a command whose time was up, as timeout(1) has it, and seconds in which its host may tell that.
+TIMED_OUT = 124
+TELL_WITHIN = 5.0
+
+
 class ExecutorError(Exception):
     """The executor itself could not do what it should; the message is shown to people."""
 
@@ -62,7 +67,8 @@ class Order:
     #: Names of the inventory, as :meth:`Executor.hosts` gave them.
     hosts: tuple[str, ...]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    #: Seconds after which the run is cancelled; known so that a host can end by itself what it runs.
+    #: Seconds after which the run is cancelled. That of ``execute`` only TELL_WITHIN later: its host ends the command
+    #: itself when it has run for so long, and tells ``rtc`` TIMED_OUT and what was said until then.
     timeout: float = 3600
     #: Seconds after which a worker that is not heard of counts as lost, and others may use its hosts: if its process is
     #: stopped, nothing of what it began may go on for longer.

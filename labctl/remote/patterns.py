@@ -15,15 +15,19 @@ _WILD = re.compile(r"[*?\[]")
 
 
 def choose(hosts: Hosts, given: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Give the hosts that any of the given texts means, in their order and once each, and the texts that mean none.
+    """Give the hosts that any of the given texts means, in their order and once each, and what of the texts means none.
 
     The name of a host means that host, whatever characters it has. Else a text consists of parts with commas between
     them, each the name of a host, the name of a group, ``all``, or a shell pattern (``*``, ``?``, ``[...]``); letter
     case matters. A part behind ``!`` takes its hosts away, one behind ``&`` leaves only its hosts, wherever they stand;
     where there are only such parts, all hosts are what they start from.
+
+    Every part must mean some host: a typing mistake must not make the list of hosts shorter, nor longer behind ``!``.
+    Only a shell pattern behind ``!`` may mean none, for it takes away whatever has such a name: ``all,!old*``. A group
+    without hosts is not known.
     """
     chosen: dict[str, None] = {}
-    missing = []
+    missing: dict[str, None] = {}
     parts = 0
     for text in given:
         if text in hosts:
@@ -32,33 +36,39 @@ def choose(hosts: Hosts, given: Iterable[str]) -> tuple[list[str], list[str]]:
         parts += text.count(",") + 1
         if parts > MOST_PARTS:
             raise Invalid(f"more than {MOST_PARTS} patterns in one request")
-        found = _meant(text, hosts)
-        if not found:
-            missing.append(text)
+        found, nothing = _meant(text, hosts)
         chosen |= dict.fromkeys(host for host in hosts if host in found)
-    return list(chosen), missing
+        if not found and not nothing:
+            nothing = [text]
+        missing |= dict.fromkeys(nothing)
+    return list(chosen), list(missing)
 
 
-def _meant(text: str, hosts: Hosts) -> set[str]:
+def _meant(text: str, hosts: Hosts) -> tuple[set[str], list[str]]:
+    """Give the hosts that a text means, and those of its parts that mean none although they should."""
     added: set[str] = set()
     taken: set[str] = set()
     kept: set[str] | None = None
-    adds = False
+    adds = signed = False
+    nothing = []
     for part in filter(None, map(str.strip, text.split(","))):
-        if part in hosts:
-            adds, added = True, added | {part}
-        elif part[0] == "!" and len(part) > 1:
-            taken |= _fitting(part[1:], hosts)
-        elif part[0] == "&" and len(part) > 1:
-            fitting = _fitting(part[1:], hosts)
+        sign = part[0] if part[0] in "!&" and len(part) > 1 and part not in hosts else ""
+        name = part[len(sign) :]
+        fitting = _fitting(name, hosts)
+        if not fitting and not (sign == "!" and _WILD.search(name)):
+            nothing.append(part)
+        signed = signed or bool(sign)
+        if sign == "!":
+            taken |= fitting
+        elif sign == "&":
             kept = fitting if kept is None else kept & fitting
         else:
-            adds, added = True, added | _fitting(part, hosts)
-    if not adds and (taken or kept is not None):
+            adds, added = True, added | fitting
+    if signed and not adds:
         added = set(hosts)
     if kept is not None:
         added &= kept
-    return added - taken
+    return added - taken, nothing
 
 
 def _fitting(part: str, hosts: Hosts) -> set[str]:

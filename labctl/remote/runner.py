@@ -17,8 +17,9 @@ from labctl.errors import Unavailable
 from labctl.remote import running, tasks
 from labctl.remote.carrying import CANCEL_PATIENCE, Carrying, Ending
 from labctl.remote.executor import Executor, ExecutorError
-from labctl.remote.states import JobState
+from labctl.remote.states import SHORT, JobState
 from labctl.remote.task import Task
+from labctl.settings import SHORT_JOBS
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,10 @@ class Runner:
         poll: float = POLL,
         patience: float = PATIENCE,
     ) -> None:
-        """``kinds``: the tasks by name; ``most``: jobs at once; ``lease``: seconds after which one counts as lost."""
+        """``kinds``: the tasks by name; ``lease``: seconds after which a job counts as lost.
+
+        ``most``: jobs at once, beside SHORT_JOBS that only take a moment: nobody waits for a ping until a deploy ends.
+        """
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._executor = executor
         self._kinds = kinds
@@ -147,12 +151,15 @@ class Runner:
             with db.transaction() as session:
                 running.end_lost(session)
                 running.give_up_queued(session)
-        if due.queued and self._room > 0:
-            self._begin()
+        number, short = self._room()
+        if (due.queued and number > 0) or (due.short and short > 0):
+            self._begin(number, short)
 
-    @property
-    def _room(self) -> int:
-        return self._most - len(self._carrying)
+    def _room(self) -> tuple[int, int]:
+        """Count the free places: those for any job, and those for short ones alone, which these take first."""
+        short = sum(one.taken.operation in SHORT for one in self._carrying.values())
+        own = min(short, SHORT_JOBS)
+        return self._most - (len(self._carrying) - own), SHORT_JOBS - own
 
     def _tend(self) -> None:
         for job, one in tuple(self._carrying.items()):
@@ -184,10 +191,10 @@ class Runner:
             if not standing.held and not one.finishing:
                 one.lose("it is not held any more")
 
-    def _begin(self) -> None:
+    def _begin(self, number: int, short: int) -> None:
         now = time.monotonic()
         with db.transaction() as session:
-            claimed = running.claim(session, self.holder, self._room, self._lease)
+            claimed = running.claim(session, self.holder, number, self._lease, short)
         # After the commit: whatever happens from here on, the claim is there.
         for taken in claimed:
             one = Carrying(

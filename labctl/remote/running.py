@@ -35,7 +35,7 @@ from labctl.db import Reader, table
 from labctl.errors import Conflict
 from labctl.events.service import record_all
 from labctl.remote.models import RemoteHost, RemoteInventory, RemoteJob, RemoteJobHost, RemoteOutput
-from labctl.remote.states import LIFE, HostState, JobState, Operation
+from labctl.remote.states import LIFE, SHORT, HostState, JobState, Operation
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ class Due:
     """Whether there is something to do for a runner."""
 
     queued: bool
+    #: Whether one of those that wait takes only a moment.
+    short: bool
     lost: bool
     given_up: bool
 
@@ -105,27 +107,31 @@ def due(reader: Reader) -> Due:
     queued = _jobs.c.state == JobState.QUEUED
     statement = select(
         exists().where(queued, _jobs.c.begin_by > now).label("queued"),
+        exists().where(queued, _jobs.c.begin_by > now, _jobs.c.operation.in_(SHORT)).label("short"),
         exists().where(*_lost(now)).label("lost"),
         exists().where(queued, _jobs.c.begin_by <= now).label("given_up"),
     )
     row = reader.execute(statement).one()
-    return Due(row.queued, row.lost, row.given_up)
+    return Due(row.queued, row.short, row.lost, row.given_up)
 
 
-def claim(session: Session, holder: str, number: int, seconds: float) -> list[Taken]:
-    """Claim up to ``number`` queued jobs, the oldest first; they are running from now on."""
+def claim(session: Session, holder: str, number: int, seconds: float, short: int = 0) -> list[Taken]:
+    """Claim queued jobs, the oldest first: up to ``short`` that take a moment, and up to ``number`` of the others left.
+
+    They are running from now on.
+    """
     now = clock.now()
-    pick = (
+    waiting = (
         select(_jobs.c.id)
         .where(_jobs.c.state == JobState.QUEUED, _jobs.c.begin_by > now)
         .order_by(_jobs.c.id)
-        .limit(number)
         .with_for_update(skip_locked=True)
-        .cte("pick")
     )
+    quick = waiting.where(_jobs.c.operation.in_(SHORT)).limit(short).cte("quick")
+    pick = waiting.where(_jobs.c.id.not_in(select(quick.c.id))).limit(number).cte("pick")
     statement = (
         update(_jobs)
-        .where(_jobs.c.id.in_(select(pick.c.id)))
+        .where(_jobs.c.id.in_(select(quick.c.id).union_all(select(pick.c.id))))
         .values(
             state=_moved(JobState.QUEUED, JobState.RUNNING),
             started=now,

@@ -61,3 +61,5 @@ class Operation(StrEnum):
 
 #: What holds its hosts: no two of one kind go on at a time on one host.
 EXCLUSIVE = frozenset((Operation.DEPLOY, Operation.TASK))
+#: What takes a moment, and somebody often waits for: these do not wait behind the others.
+SHORT = frozenset((Operation.PING, Operation.FACTER))

@@ -36,6 +36,7 @@ from labctl.pools import Pool
 from labctl.settings import Settings
 from labctl.vms import calls, config, on_demand, service
 from labctl.vms import checkout as giving
+from labctl.vms import work as migrations
 from labctl.vms.engine import Engine
 from labctl.vms.on_demand import Limits
 from labctl.vms.providers import fake
@@ -50,7 +51,7 @@ POOLS = [Pool(name="debian", size=SIZE), Pool(name="centos", size=0)]
 BEGINNING = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 #: A VM that the provider has and nobody knows.
 STRAY = "stray"
-CALLS = ("create", "look_up", "destroy", "names", "add_disk", "snapshot", "revert")
+CALLS = ("create", "look_up", "destroy", "names", "add_disk", "snapshot", "revert", "migrate")
 #: Who gives their VM back, or has it taken away when its time is over.
 LEAVERS = ("bob", "dora")
 
@@ -121,9 +122,9 @@ class Steps:
         calls.threading = SimpleNamespace(Thread=AtOnce)  # type: ignore[assignment]
 
     def _around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def around(*arguments: Any) -> Any:
+        def around(*arguments: Any, **named: Any) -> Any:
             self(f"before {name}")
-            answer = call(*arguments)
+            answer = call(*arguments, **named)
             self(f"after {name}")
             return answer
 
@@ -143,6 +144,8 @@ class Scenario:
             "boot_seconds": [1, 1],
             "list_interval": 5,
             "deadline": 60,
+            "hosts": ["one", "two"],
+            "migrates": "live",
         }
         settings = Settings(pools=POOLS, providers={"fake": provider})
         self.rules = config.rules(settings)
@@ -157,7 +160,7 @@ class Scenario:
                 session.execute(text(f"DELETE FROM {table}"))
         shutil.rmtree(self.directory, ignore_errors=True)
         (self.directory / "vms").mkdir(parents=True)
-        stray = {"template": "debian", "boots_at": 0, "disks": {}, "snapshots": []}
+        stray = {"template": "debian", "host": "one", "boots_at": 0, "disks": {}, "snapshots": []}
         (self.directory / "vms" / f"{STRAY}.json").write_bytes(orjson.dumps(stray))
 
     def play(self) -> None:
@@ -177,7 +180,7 @@ class Scenario:
 
     def act(self) -> bool:
         """Do what the users would do now; tells whether there is nothing left to do."""
-        vms = self.rows("SELECT name, owner, state, lifetime, snapshots FROM vms ORDER BY id")
+        vms = self.rows("SELECT name, owner, state, host, lifetime, snapshots FROM vms ORDER BY id")
         of = {vm["owner"]: vm for vm in vms if vm["owner"]}
         ready = sum(vm["state"] == "ready" for vm in vms)
         for owner in ("ada", "bob"):
@@ -223,7 +226,10 @@ class Scenario:
         if ask is not None:
             with db.transaction() as session:
                 ask(session, host, ada)
-        return len(work) == 3 and set(work.values()) == {"done"}
+        elif "live_migrate" not in work:
+            with db.transaction() as session:
+                migrations.ask_to_migrate(session, vm["name"], vm["host"], live=True)
+        return len(work) == 4 and set(work.values()) == {"done"}
 
     def world(self) -> dict[str, Any]:
         return {file.stem: orjson.loads(file.read_bytes()) for file in self.directory.glob("vms/*.json")}
@@ -233,7 +239,7 @@ class Scenario:
 
     def check(self) -> None:
         """Look whether everything is as it should be."""
-        vms = self.rows("SELECT name, pool, owner, state, disks, snapshots, lease_holder FROM vms")
+        vms = self.rows("SELECT name, pool, owner, state, host, disks, snapshots, lease_holder FROM vms")
         of = {owner: [vm for vm in vms if vm["owner"] == owner] for owner in ("ada", *LEAVERS)}
         there = {vm["name"] for vm in vms if vm["state"] != "destroyed"}
         world = self.world()
@@ -245,6 +251,8 @@ class Scenario:
         assert ada["state"] == "running" and ada["disks"] == [5] and len(ada["snapshots"]) == 1, ada
         has = world[ada["name"]]
         assert has["disks"] == {"1": 5} and has["snapshots"] == ada["snapshots"] == [has["reverted_to"]], has
+        (moved,) = self.rows("SELECT argument FROM vm_work WHERE kind = 'live_migrate'")
+        assert ada["host"] == has["host"] != moved["argument"], ("not moved", ada, has, moved)
         assert all(vm["lease_holder"] is None for vm in vms), ("held by somebody", vms)
         twice = self.rows(
             "SELECT kind, subject, count(*) FROM events WHERE subject LIKE 'vms/%' GROUP BY 1, 2 HAVING count(*) > 1"

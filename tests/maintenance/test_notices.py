@@ -21,7 +21,7 @@ from labctl.maintenance import fetching, notices, tasks
 from labctl.maintenance.models import MaintenanceNotice, MaintenanceReply, MaintenanceSession, MaintenanceStep
 from labctl.maintenance.states import InstanceAction
 from labctl.maintenance.workflow import Notify
-from labctl.settings import Settings
+from labctl.settings import MAINTENANCE_REPLIES, Settings
 from tests.acceptance.lab import until
 
 from .factories import make_reply, make_session
@@ -383,6 +383,23 @@ def test_a_worker_that_was_given_up_for_dead_changes_nothing(
     notices.let_go(session, old)
     (row,) = rows(session)
     assert (row.error, row.due, row.attempts) == (None, None, 1)
+
+
+def test_a_notice_whose_worker_was_killed_comes_while_there_is_time_to_answer(
+    session: Session, settings: Settings, web: Web, stopped_clock: Any
+) -> None:
+    sid = make_session(session).id
+    subscribe(session, web)
+    least = min(MAINTENANCE_REPLIES.values())
+    notices.notify(session, sid, asking(stopped_clock(), reply_by=stopped_clock() + timedelta(seconds=least)))
+    assert len(notices.claim(session, "killed", 5, tasks.TELLING)) == 1
+    # It may still be on its way.
+    stopped_clock.advance(seconds=fetching.TELLING + 1)
+    deliver(settings)
+    assert web.requests == []
+    stopped_clock.advance(seconds=least / 2 - fetching.TELLING - 1)
+    deliver(settings)
+    assert [body["state"] for body in bodies(web)] == ["MAINTENANCE"]
 
 
 def test_notices_of_a_session_that_is_gone_are_gone(

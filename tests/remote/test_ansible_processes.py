@@ -83,6 +83,10 @@ def begin_stubborn(executor: AnsibleExecutor, host: str, file: Path, timeout: fl
     return run, [pid_in(file), pid_in(Path(f"{file}.child"))]
 
 
+def long_role(file: Path) -> dict[str, Any]:
+    return {"role": "long", "partial": None, "extra_vars": {"file": str(file)}}
+
+
 def pid_in(file: Path) -> int:
     return int(until(lambda: file.exists() and file.read_text().strip(), "the command runs"))
 
@@ -106,18 +110,31 @@ def test_a_command_that_is_cancelled_ends_on_its_host_whatever_it_ignores(
     assert read_all(run) == [] and run.error is None
 
 
-def test_a_command_whose_time_is_up_ends(shared: AnsibleExecutor, tmp_path: Path) -> None:
-    run = begin(shared, Operation.EXECUTE, "here", timeout=1, command=STUBBORN.format(file=tmp_path / "pid"))
+def test_a_step_of_a_role_whose_time_is_up_ends(shared: AnsibleExecutor, tmp_path: Path) -> None:
+    run = begin(shared, Operation.DEPLOY, "here", timeout=1, **long_role(tmp_path / "pid"))
 
-    assert read_all(run) == [] and run.error == "timed out after 1 s"
+    read_all(run)
+    assert run.error == "timed out after 1 s"
     # On a busy machine it may not have come to begin.
     pids = [int(text) for file in tmp_path.glob("pid*") if (text := file.read_text().strip())]
     assert not any(alive(pid) for pid in pids)
 
 
+@pytest.mark.parametrize("host", ["web1", "here"])
+def test_a_command_whose_time_is_up_ends_and_its_host_tells_what_it_has_said(
+    shared: AnsibleExecutor, host: str, tmp_path: Path
+) -> None:
+    command = "echo so far; echo trouble >&2\n" + STUBBORN.format(file=tmp_path / "pid")
+    [result] = read_all(begin(shared, Operation.EXECUTE, host, timeout=3, command=command))
+
+    assert (result.status, result.values["rtc"]) == (Status.FAILED, 124)
+    assert result.values["stdout"].startswith("so far\n") and result.values["stderr"].startswith("trouble\n")
+    assert result.values["message"] == "timed out after 3 s"
+    assert gone([pid_in(tmp_path / "pid"), pid_in(tmp_path / "pid.child")])()
+
+
 def test_a_step_of_a_role_that_is_cancelled_ends_on_its_host(shared: AnsibleExecutor, tmp_path: Path) -> None:
-    arguments = {"role": "long", "partial": None, "extra_vars": {"file": str(tmp_path / "pid")}}
-    run = begin(shared, Operation.DEPLOY, "web1", **arguments)
+    run = begin(shared, Operation.DEPLOY, "web1", **long_role(tmp_path / "pid"))
     pid = pid_in(tmp_path / "pid")
     run.cancel()
 
@@ -279,6 +296,29 @@ def test_a_command_that_was_cancelled_leaves_no_file_that_tells_it(
         return any(b"s3cret-4711" in content(Path(where) / name) for where, _, names in sent for name in names)
 
     until(lambda: not telling(), "what was sent is removed")
+
+
+def test_what_was_unpacked_for_a_command_is_removed_before_it_is_ended(
+    sshd: Sshd, temporary: Path, tmp_path: Path
+) -> None:
+    lab = Lab(tmp_path / "lab", sshd)
+    python = lab.directory / "python"
+    python.write_text(f'#!/bin/sh\nTMPDIR={temporary} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    lab.write_inventory({"web1": {}}, {**lab.common, "ansible_python_interpreter": str(python)})
+    executor = AnsibleExecutor({"workdir": str(lab.directory)}, Path("unused"))
+    # What ends it may be killed itself from then on.
+    pid, seen = tmp_path / "pid", tmp_path / "seen"
+    command = f"trap 'ls {temporary} > {seen}; exit' TERM; echo $$ > {pid}; while :; do sleep 0.1; done"
+    run = begin(executor, Operation.EXECUTE, "web1", command=command)
+    number = pid_in(pid)
+    assert list(temporary.glob("ansible_*_payload_*"))
+    run.cancel()
+    read_all(run)
+    until(gone([number]), "the command has ended")
+
+    assert seen.exists() and "_payload_" not in seen.read_text()
+    executor.close()
 
 
 def test_what_a_killed_server_has_left_is_removed_by_the_next_one(lab: Lab, executor: AnsibleExecutor) -> None:

@@ -60,7 +60,7 @@ def job(app: TestApp, jid: str, query: str = "") -> Any:
     ("method", "path"),
     [
         *((method, path) for method in ("GET", "HEAD", "OPTIONS") for path in ("target", "jobs", "jobs/x", "task")),
-        *((method, path) for method in ("GET", "HEAD", "OPTIONS", "POST") for path in GETS),
+        *((method, path) for method in ("GET", "OPTIONS", "POST") for path in GETS),
         *(("POST", path) for path in ("deploy", "tasks", "task", "jobs/x/cancel")),
         *(("DELETE", "jobs/x"), ("DELETE", "jobs"), ("GET", "jobs/x/events")),
     ],
@@ -89,6 +89,7 @@ def test_a_page_of_another_site_has_a_browser_do_nothing(session: Session, alice
         body = {"targets": ["db1"], **rest}
         alice.post_json(f"{at}/{operation}", body, headers=headers, status=403)
     alice.post(f"{at}/jobs/{jid}/cancel", headers=headers, status=403)
+    alice.delete(f"{at}/jobs/{jid}", headers=headers, status=403)
     assert session.scalar(select(func.count()).select_from(RemoteJob)) == 1
     assert job(alice, jid)["status"] == "queued"
 
@@ -100,7 +101,22 @@ def test_a_browser_does_what_its_user_asks_for(alice: TestApp, site: str) -> Non
 
 def test_options_tells_what_there_is(alice: TestApp, at: str) -> None:
     answer = alice.options(f"{at}/ping", status=204)
-    assert answer.headers["Allow"] == "GET, HEAD, OPTIONS, POST"
+    assert answer.headers["Allow"] == "GET, OPTIONS, POST"
+
+
+@pytest.mark.parametrize("operation", GETS)
+def test_head_carries_nothing_out(session: Session, alice: TestApp, at: str, operation: str) -> None:
+    answer = alice.head(f"{at}/{operation}?target=web1{GETS[operation]}&wait=0", status=405)
+    assert answer.headers["Allow"] == "GET, OPTIONS, POST"
+    assert session.scalar(select(func.count()).select_from(RemoteJob)) == 0
+    assert alice.head(f"{at}/jobs").status_int == 200
+
+
+@pytest.mark.parametrize("operation", GETS)
+def test_no_cache_keeps_what_an_operation_has_answered(alice: TestApp, at: str, operation: str) -> None:
+    for query, status in ((f"target=web1{GETS[operation]}&wait=0", 202), ("target=", 400)):
+        answer = alice.get(f"{at}/{operation}?{query}", status=status)
+        assert answer.headers["Cache-Control"] == "no-store"
 
 
 def test_who_asked_and_from_where_is_kept_with_the_job(session: Session, alice: TestApp) -> None:
@@ -232,6 +248,26 @@ def test_hosts_are_named_as_they_are(alice: TestApp, name: str) -> None:
 def test_an_unknown_target_is_not_found(alice: TestApp, operation: str, target: str) -> None:
     answer = alice.post_json(f"/{operation}", {"targets": ["web1", target], **POSTS[operation]}, status=404)
     assert answer.json == {"message": f"no hosts match that target: {target}"}
+
+
+@pytest.mark.parametrize(
+    ("target", "nothing"),
+    [
+        ("web1,nosuch", "nosuch"),
+        ("web1, wbe2 ,dv1", "wbe2, dv1"),
+        ("web*,nosuch*", "nosuch*"),
+        ("all,!wbe1", "!wbe1"),
+        ("all,&fornt", "&amp;fornt"),
+    ],
+)
+def test_a_part_of_a_target_that_means_no_host_is_told(
+    session: Session, alice: TestApp, at: str, target: str, nothing: str
+) -> None:
+    expected = {"message": f"no hosts match that target: {nothing}"}
+    assert alice.post_json(f"{at}/ping", {"targets": ["db1", target]}, status=404).json == expected
+    assert alice.get(f"{at}/ping", {"target": target, "wait": "0"}, status=404).json == expected
+    assert session.scalar(select(func.count()).select_from(RemoteJob)) == 0
+    assert job(alice, post(alice, "ping", "web,!nosuch*"))["targets"] == ["web1", "web2"]
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [

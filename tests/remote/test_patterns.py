@@ -45,6 +45,9 @@ def meant(*texts: str) -> list[str]:
         ("!front", ["[x]", "db1", "db2", "fe80::1", "web:1"]),
         ("&old", ["db2", "web2"]),
         ("!web*,web1", []),
+        ("db,!nosuch*", ["db1", "db2"]),
+        ("!nosuch*", list(HOSTS)),
+        ("front,&db", []),
     ],
 )
 def test_a_pattern_means_hosts_in_their_order_and_once(pattern: str, hosts: list[str]) -> None:
@@ -73,6 +76,27 @@ def test_letter_case_matters_and_nothing_else_is_a_pattern(pattern: str) -> None
 
 def test_several_texts_are_taken_in_their_order_and_those_that_mean_nothing_are_told() -> None:
     assert choose(HOSTS, ["web2", "nosuch", "db*", "web2", "*,!*"]) == (["web2", "db1", "db2"], ["nosuch", "*,!*"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nothing"),
+    [
+        ("web1,nosuch", ["nosuch"]),
+        ("nosuch,web1,other", ["nosuch", "other"]),
+        ("web1,nosuch*", ["nosuch*"]),
+        ("all,!nosuch", ["!nosuch"]),
+        ("!nosuch", ["!nosuch"]),
+        ("web*,!nosuch*,!other", ["!other"]),
+        ("front,&nosuch", ["&nosuch"]),
+        ("front,&nosuch*", ["&nosuch*"]),
+        ("web1,!", ["!"]),
+        ("web1,&", ["&"]),
+        ("web1,,nosuch,nosuch", ["nosuch"]),
+    ],
+)
+def test_a_part_that_means_no_host_is_told(pattern: str, nothing: list[str]) -> None:
+    assert choose(HOSTS, [pattern])[1] == nothing
+    assert choose(HOSTS, ["db1", pattern])[1] == nothing
 
 
 def test_there_is_a_limit_on_patterns_but_none_on_names() -> None:

@@ -207,10 +207,32 @@ def test_a_cancelled_deploy_has_failed_on_every_host_that_was_not_at_its_end(lab
 
 
 def test_a_job_whose_time_is_over_fails(lab: RemoteLab) -> None:
-    lab.start()
-    job = lab.ended(lab.queue(Operation.EXECUTE, arguments={"command": "sleep 60"}, timeout=0.5), 5)
+    lab.start(seconds={"deploy": 60})
+    job = lab.ended(lab.queue(Operation.DEPLOY, timeout=0.5), 5)
 
     assert (job.state, job.error) == ("failed", "timed out after 0.5 s")
+
+
+def test_a_command_whose_time_is_over_has_failed_with_what_it_has_said(lab: RemoteLab) -> None:
+    lab.start()
+    arguments = {"command": "echo so far; sleep 60; echo never"}
+    job = lab.ended(lab.queue(Operation.EXECUTE, ["alpha"], arguments, timeout=0.5), 5)
+
+    assert (job.state, job.error, lab.hosts(job)) == ("failed", "timed out after 0.5 s", {"alpha": "failed"})
+    expected = {"rtc": 124, "stdout": "so far\n", "stderr": "", "message": "timed out after 0.5 s", "status": 3}
+    assert lab.output(job) == [expected]
+
+
+def test_a_command_of_which_its_host_tells_nothing_ends_some_seconds_later(
+    lab: RemoteLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carrying, "TELL_WITHIN", 0.5)
+    lab.start(silent=["beta"])
+    job = lab.ended(lab.queue(Operation.EXECUTE, arguments={"command": "echo hello"}, timeout=0.5), 5)
+
+    assert (job.state, job.error) == ("failed", "timed out after 0.5 s")
+    assert lab.hosts(job) == {"alpha": "changed", "beta": "failed", "gamma": "changed"}
+    assert lab.output(job, "beta")[0]["stderr"] == "timed out after 0.5 s"
 
 
 def test_a_run_that_does_not_end_when_it_is_cancelled_is_left_to_itself(
@@ -240,8 +262,8 @@ def test_a_job_ends_even_if_the_executor_hangs(lab: RemoteLab, monkeypatch: pyte
 
 
 def test_no_more_jobs_go_on_at_once_than_the_setting_says_and_the_others_wait_their_turn(lab: RemoteLab) -> None:
-    lab.start(most=2, seconds={"ping": 0.2})
-    jids = [lab.queue() for _ in range(6)]
+    lab.start(most=2, seconds={"service": 0.2})
+    jids = [lab.queue(Operation.SERVICE) for _ in range(6)]
     most = 0
     while any(lab.job(jid).state in ("queued", "running") for jid in jids):
         most = max(most, sum(lab.job(jid).state == "running" for jid in jids))
@@ -249,6 +271,38 @@ def test_no_more_jobs_go_on_at_once_than_the_setting_says_and_the_others_wait_th
     jobs = [lab.job(jid) for jid in jids]
     assert {job.state for job in jobs} == {"done"} and most <= 2
     assert [job.id for job in sorted(jobs, key=lambda job: job.started)] == sorted(job.id for job in jobs)
+
+
+def test_pings_and_facts_do_not_wait_for_long_jobs_to_end(lab: RemoteLab) -> None:
+    lab.start(most=2)
+    long = [lab.queue(Operation.EXECUTE, arguments={"command": "sleep 60"}) for _ in range(3)]
+    for jid in long[:2]:
+        lab.is_running(jid)
+    short = [lab.ended(lab.queue(operation), 10) for operation in (Operation.PING, Operation.FACTER)]
+
+    assert [job.state for job in short] == ["done", "done"]
+    assert [lab.job(jid).state for jid in long] == ["running", "running", "queued"]
+    for jid in long:
+        lab.cancel(jid)
+    assert {lab.ended(jid, 10).state for jid in long} == {"cancelled"}
+
+
+def test_pings_have_their_own_places_and_take_those_for_all_only_in_their_turn(lab: RemoteLab) -> None:
+    lab.start(most=1, seconds={"ping": 60})
+    pings = [lab.queue() for _ in range(4)]
+    # Two in places of their own, one in the place for any.
+    for jid in pings[:3]:
+        lab.is_running(jid)
+    long = lab.queue(Operation.EXECUTE)
+    lab.cancel(pings[0])
+    lab.ended(pings[0], 10)
+    lab.is_running(pings[3])
+    assert lab.job(long).state == "queued"
+    lab.cancel(pings[1])
+
+    assert lab.ended(long, 10).state == "done"
+    for jid in pings:
+        lab.cancel(jid)
 
 
 def test_two_runners_share_the_jobs_and_none_is_carried_out_twice(lab: RemoteLab) -> None:
@@ -440,6 +494,14 @@ def test_a_rolling_restart_stops_at_the_first_batch_that_fails(lab: RemoteLab) -
     assert (job.state, job.error) == ("failed", "2 of 3 remote host(s) got task errors")
     assert lab.hosts(job) == {"alpha": "changed", "beta": "failed", "gamma": "failed"}
     assert [chunk["return_data"] for chunk in lab.output(job, "gamma")] == ["nothing came from this host"]
+
+
+def test_the_service_of_a_rolling_restart_is_in_lower_case_as_with_the_operation(lab: RemoteLab) -> None:
+    lab.start()
+    arguments = {"taskname": "rolling_restart", "tasktype": "rolling", "taskopts": {"service": " NginX "}}
+    job = lab.carry_out(Operation.TASK, ["alpha"], arguments)
+
+    assert job.state == "done" and lab.output(job)[0]["name"] == "restart nginx (batch 1 of 1)"
 
 
 @pytest.mark.parametrize("options", [{"service": ""}, {"service": "x", "batch": 0}, {"service": "x", "color": "red"}])

@@ -67,6 +67,29 @@ def test_the_oldest_jobs_are_claimed_with_what_is_to_be_done(session: Session, s
     assert "hunter2" not in str([event.data for event in events])
 
 
+def test_short_jobs_are_claimed_apart_from_the_others_and_then_the_oldest_of_all(session: Session) -> None:
+    wanted = (Operation.EXECUTE, Operation.PING, Operation.DEPLOY, Operation.FACTER, Operation.PING)
+    jobs = [make_job(session, operation, [f"host{n}"]).jid for n, operation in enumerate(wanted)]
+    assert running.due(session).short
+
+    def claimed(number: int, short: int) -> list[str]:
+        return [one.jid for one in running.claim(session, "worker-1", number, LEASE, short)]
+
+    assert claimed(0, 0) == []
+    assert claimed(0, 1) == [jobs[1]]
+    assert claimed(1, 1) == [jobs[0], jobs[3]]
+    assert claimed(2, 0) == [jobs[2], jobs[4]]
+    assert running.due(session) == running.Due(queued=False, short=False, lost=False, given_up=False)
+
+
+def test_long_jobs_that_wait_are_not_short(session: Session) -> None:
+    make_job(session, Operation.EXECUTE)
+    due = running.due(session)
+
+    assert (due.queued, due.short) == (True, False)
+    assert running.claim(session, "worker-1", 0, LEASE, 2) == []
+
+
 def test_two_workers_never_get_one_job(committed: Engine, at_once: Callable[..., list[Any]]) -> None:
     with db.transaction() as session:
         for _ in range(40):
@@ -91,7 +114,7 @@ def test_what_waited_too_long_is_not_begun_but_given_up(session: Session, stoppe
     assert running.give_up_queued(session) == 0
     stopped_clock.advance(seconds=21)
 
-    assert running.due(session) == running.Due(queued=False, lost=False, given_up=True)
+    assert running.due(session) == running.Due(queued=False, short=False, lost=False, given_up=True)
     assert take(session) == [] and running.give_up_queued(session) == 1
     job = fresh(session, job)
     assert (job.state, job.error) == ("failed", "no worker began it within 20 s")

@@ -38,8 +38,6 @@ MODULES = Path(__file__).resolve().parent / "ansible_modules"
 #: The modules of these operations are always the same, so that jobs share what is made of them to be sent.
 SHARED = (Operation.PING, Operation.FACTER, Operation.EXECUTE)
 CACHE = "ansiballz_cache"
-#: Seconds a command may go on after the time of its job: only if nobody could end it before that.
-GRACE = 5
 #: Characters of a text that are told; what is longer is cut in the middle.
 MOST = 5 * 1024 * 1024
 MOST_MESSAGE = 2000
@@ -174,8 +172,7 @@ class Job:
         if operation == Operation.FACTER:
             return {"ansible.builtin.setup": {}}
         if operation == Operation.EXECUTE:
-            timeout = self._request["timeout"] + GRACE
-            return {"labctl_execute": {"command": arguments["command"], "timeout": timeout}}
+            return {"labctl_execute": {"command": arguments["command"], "timeout": self._request["timeout"]}}
         state = "stopped"
         if arguments["start"]:
             again = "reloaded" if arguments["graceful"] else "restarted"

@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from labctl import processes
+from labctl.remote.executor import TELL_WITHIN
 
 #: What the server says once it can take jobs.
 READY = b"ready"
-#: Seconds a job may go on after its time, for whoever cancels it then and says why.
-GRACE = 2.0
+#: Seconds a job may go on after its time: for a host to tell what a command has said, and for whoever cancels it then.
+GRACE = TELL_WITHIN + 2
 #: Seconds in which the processes of a job may clean up before they are killed.
 PATIENCE = 2.0
 #: Bytes of a job's last words that are told.

@@ -22,7 +22,7 @@ import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from labctl.remote.executor import Executor, Failed, Misconfigured, Order, Result, Run
+from labctl.remote.executor import TIMED_OUT, Executor, Failed, Misconfigured, Order, Result, Run
 from labctl.remote.states import Operation, Status
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -171,7 +171,7 @@ class FakeExecutor(Executor):
         if order.operation == Operation.FACTER:
             values["facts"] = {"hostname": host, "real": False} if status == good else {}
         elif order.operation == Operation.EXECUTE:
-            took, rtc, said = _shell(order.arguments["command"])
+            took, rtc, said = _shell(order.arguments["command"], order.timeout)
             seconds += took if status != Status.UNREACHABLE else 0
             if status == Status.UNREACHABLE:
                 values |= {"rtc": None, "stdout": "", "stderr": values["message"]}
@@ -179,6 +179,8 @@ class FakeExecutor(Executor):
                 rtc = rtc or int(status == Status.FAILED)
                 status = Status.FAILED if rtc else status
                 values |= {"rtc": rtc, "stdout": said, "stderr": values.get("message", "")}
+                if rtc == TIMED_OUT and took >= order.timeout:
+                    values["message"] = f"timed out after {order.timeout:g} s"
         return seconds, Result(host, status, values)
 
     def _deploy(self, options: Options, order: Order, answering: list[str], seconds: float) -> Script:
@@ -280,8 +282,11 @@ def _lied(script: Script) -> Script:
         yield at, Result(f"nobody-{number}", result.status, result.values)
 
 
-def _shell(line: str) -> tuple[float, int, str]:
-    """Tell how long a command line takes, how it exits and what it says, as far as this knows commands."""
+def _shell(line: str, timeout: float) -> tuple[float, int, str]:
+    """Tell how long a command line takes, how it exits and what it says, as far as this knows commands.
+
+    When its time is up it ends where it is.
+    """
     seconds, rtc, said = 0.0, 0, ""
     for command in line.split(";"):
         try:
@@ -293,6 +298,8 @@ def _shell(line: str) -> tuple[float, int, str]:
                 said += " ".join(rest) + "\n"
             case ["sleep", number] if re.fullmatch(r"[0-9]+(\.[0-9]+)?", number):
                 seconds += float(number)
+                if seconds >= timeout:
+                    return timeout, TIMED_OUT, said
             case ["exit", number] if re.fullmatch("[0-9]{1,3}", number):
                 return seconds, int(number) % 256, said
         rtc = int(words == ["false"])

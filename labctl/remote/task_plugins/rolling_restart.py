@@ -17,8 +17,10 @@ BAD = (Status.FAILED, Status.UNREACHABLE)
 class Options:
     """What a request says under ``taskopts``."""
 
-    #: The name of the service.
-    service: Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=256)]
+    #: The name of the service, in lower case as the operation ``service`` has it.
+    service: Annotated[
+        str, StringConstraints(strict=True, strip_whitespace=True, to_lower=True, min_length=1, max_length=256)
+    ]
     #: How many hosts are restarted at a time.
     batch: Annotated[int, Field(ge=1, strict=True)] = 1
     #: Whether it is reloaded instead of restarted.

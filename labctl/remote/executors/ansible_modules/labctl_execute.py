@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from typing import IO
 
@@ -177,6 +178,10 @@ def run(command: str, timeout: float) -> tuple[int, str, str, bool] | None:
     assert process.stdout and process.stderr
     streams = [Stream(process.stdout), Stream(process.stderr)]
     reason = follow(process, streams, wakeup, timeout, ended)
+    nobody = reason in ("signal", "connection")
+    if nobody:
+        # First of all: we may be killed at any moment.
+        forget()
     if reason:
         end(process)
     for stream in streams:
@@ -184,13 +189,16 @@ def run(command: str, timeout: float) -> tuple[int, str, str, bool] | None:
         until = time.monotonic() + PATIENCE
         while stream.open and time.monotonic() < until and stream.read():
             pass
-    if reason in ("signal", "connection"):
+    if nobody:
         return None
     return TIMED_OUT if reason else process.returncode, streams[0].text(), streams[1].text(), not reason
 
 
 def forget() -> None:
-    """Remove the directory in which we were sent, with what we were told: who would do so is gone."""
+    """Remove the directories in which we were sent and are run, with what we were told: who would do so is gone."""
+    unpacked = os.path.dirname(globals().get("_modlib_path") or "")
+    if "_payload_" in os.path.basename(unpacked):
+        shutil.rmtree(unpacked, ignore_errors=True)
     try:
         with open("/proc/self/cmdline", "rb") as file:
             words = file.read().split(b"\0")
@@ -216,15 +224,15 @@ def main() -> None:
         module.fail_json(msg=f"the command cannot be run: {error}")
         return
     if result is None:
-        forget()
-        module.fail_json(msg="the command was ended")
-        return
+        # By hand, for what Ansible says it with is gone; as a rule nobody listens.
+        sys.stdout.write('{"failed": true, "msg": "the command was ended"}')
+        sys.exit(1)
     code, stdout, stderr, in_time = result
     # A signal ended the shell: told as shells do.
     code = 128 - code if code < 0 else code
     values = {"rc": code, "stdout": stdout, "stderr": stderr}
     if not in_time:
-        module.fail_json(msg="ended", trouble=f"ended after {timeout:g} s", **values)
+        module.fail_json(msg="timed out", trouble=f"timed out after {timeout:g} s", **values)
     module.exit_json(changed=True, **values)
 
 
