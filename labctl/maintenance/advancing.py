@@ -293,9 +293,11 @@ class Advancing:
         """Write down that a VM is not where it was any more, and tell its owner if that was for the session's sake."""
         values = {"moved_to": moved_to, "replacement": replacement, "reason": reason}
         self.change_move(row, state=MoveState.DONE, finished=self.now, **values)
-        text = f"{row.instance}: {reason}"
+        if replacement:
+            text = f"{row.project} has {replacement} instead of {row.instance}"
+        else:
+            text = f"{row.instance} is on {moved_to}" if moved_to else f"{row.instance}: {reason}"
         if moved_to or replacement:
-            text = f"{row.instance} is on {moved_to}" if moved_to else f"{row.project} has {replacement} instead"
             notices.tell_done(self.session, self.sid, row.project, [row.instance])
         told = {"instance": row.instance, "project": row.project, "moved_to": moved_to, "replacement": replacement}
         self.tell("maintenance.moved", text, row.host, **told)
