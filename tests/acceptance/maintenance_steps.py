@@ -1,8 +1,9 @@
 """Kills the engine of sessions at each commit: ``python -m tests.acceptance.maintenance_steps URL``.
 
-For each commit in turn, before it and after it, a process begins a session on an empty database and kills itself there;
-the next one goes on where that one has left off, in every third case is killed a few commits later too, and the last
-one sees the session through and looks whether everything is as it should be. It is over when a first one gets through.
+For each commit in turn, a process begins a session on an empty database and kills itself right after it: a kill
+anywhere else leaves what the commit before has left. The next process goes on where that one has left off, in every
+third case is killed a few commits later too, and the last one sees the session through and looks whether everything is
+as it should be. It is over when a first one gets through.
 
 A process is forked from one that has loaded everything. Time is a number that the processes share.
 """
@@ -58,7 +59,6 @@ class Steps:
 
     def watch(self) -> None:
         """Make the commits of this process steps; the product knows nothing of it."""
-        event.listen(db._write, "before_commit", lambda session: self("before a commit"))
         event.listen(db._write, "after_commit", lambda session: self("after a commit"))
 
 

@@ -25,6 +25,5 @@ def test_wherever_an_engine_is_killed_the_next_ones_bring_the_session_to_its_end
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
 
-    assert found["killed"].keys() == {"before a commit", "after a commit"}
-    assert found["killed"]["before a commit"] > 30
+    assert found["killed"]["after a commit"] > 30
     assert found["states"].keys() == STATES

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from .vm_steps import CALLS
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,6 +18,5 @@ def test_wherever_an_engine_is_killed_the_next_ones_bring_everything_in_order(
     assert done.returncode == 0, done.stderr
     killed = json.loads(done.stdout)
 
-    calls = {f"{when} {call}" for call in CALLS for when in ("before", "after")}
-    assert killed.keys() == {"before a commit", "after a commit", "after a file", *calls}
-    assert killed["before a commit"] > 30
+    assert killed.keys() == {"after a commit", "after a file", "after a removal"}
+    assert killed["after a commit"] > 50 and killed["after a file"] > 10

@@ -1,9 +1,10 @@
 """Kills an engine at each of its steps, one after the other: ``python -m tests.acceptance.vm_steps URL DIRECTORY``.
 
-A step is the moment before and after each commit, before and after each call of the provider, and after each file that
-the provider writes. For each step in turn, a process begins a scenario on an empty database and kills itself there; the
-next process begins where that one has left off, in every third case is killed a few steps later too, and the last one
-sees the scenario through and looks whether everything is as it should be. It is over when a first one gets through.
+A step is the moment after each commit and after each file that the provider writes or removes: a kill anywhere else
+leaves what the step before it has left, as what a process remembers and has not committed is gone. For each step in
+turn, a process begins a scenario on an empty database and kills itself there; the next process begins where that one
+has left off, in every third case is killed a few steps later too, and the last one sees the scenario through and looks
+whether everything is as it should be. It is over when a first one gets through.
 
 A process is forked from one that has loaded everything. Time is a number that the processes share: whatever takes time
 is over at once. Calls are made one after the other, so that the steps are the same each time.
@@ -51,7 +52,6 @@ POOLS = [Pool(name="debian", size=SIZE), Pool(name="centos", size=0)]
 BEGINNING = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 #: A VM that the provider has and nobody knows.
 STRAY = "stray"
-CALLS = ("create", "look_up", "destroy", "names", "add_disk", "snapshot", "revert", "migrate")
 #: Who gives their VM back, or has it taken away when its time is over.
 LEAVERS = ("bob", "dora")
 
@@ -108,27 +108,20 @@ class Steps:
 
     def watch(self) -> None:
         """Make what happens in this process steps; the product knows nothing of it."""
-        event.listen(db._write, "before_commit", lambda session: self("before a commit"))
         event.listen(db._write, "after_commit", lambda session: self("after a commit"))
-        for name in CALLS:
-            setattr(fake.FakeProvider, name, self._around(name, getattr(fake.FakeProvider, name)))
-        write = fake._replace
+        write, destroy = fake._replace, fake.FakeProvider.destroy
 
         def replace(path: Path, content: Any) -> None:
             write(path, content)
             self("after a file")
 
+        def remove(provider: fake.FakeProvider, name: str) -> None:
+            destroy(provider, name)
+            self("after a removal")
+
         fake._replace = replace  # type: ignore[assignment]
+        fake.FakeProvider.destroy = remove  # type: ignore[method-assign]
         calls.threading = SimpleNamespace(Thread=AtOnce)  # type: ignore[assignment]
-
-    def _around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def around(*arguments: Any, **named: Any) -> Any:
-            self(f"before {name}")
-            answer = call(*arguments, **named)
-            self(f"after {name}")
-            return answer
-
-        return around
 
 
 class Scenario:
