@@ -60,10 +60,13 @@ class TokenController(Resource):
         return wire.token_to_wire(self.token, token, running)
 
     def delete(self, request: Request) -> Any:
-        """Make it worthless: a user their own tokens, an admin all."""
+        """Make it worthless: a user their own tokens, an admin all; for one that is not there, clients know 401."""
         user = _with_password(request)
-        with transaction(request.actor()) as session:
-            service.revoke_token(session, self.token, of=None if user.admin else user.user_id)
+        try:
+            with transaction(request.actor()) as session:
+                service.revoke_token(session, self.token, of=None if user.admin else user.user_id)
+        except NotFound as error:
+            raise Unauthenticated(error.message) from error
         return {"ok": True}
 
 

@@ -175,11 +175,11 @@ def test_the_id_shows_a_token_to_its_user_and_to_admins(app: TestApp) -> None:
 
 
 @pytest.mark.parametrize("given", ["nope", "a" + "b" * 31, "0123456789abcdef", "%25", "%C3%A4", "x" * 3000])
-def test_an_unknown_token_is_404(app: TestApp, given: str) -> None:
+def test_an_unknown_token_is_404_and_401_to_delete_it(app: TestApp, given: str) -> None:
     for headers in ({}, basic("ada"), basic("root")):
         assert app.get(f"/token/{given}", headers=headers, status=404).json["ok"] is False
     for user in ("ada", "root"):
-        assert app.delete(f"/token/{given}", headers=basic(user), status=404).json["ok"] is False
+        assert app.delete(f"/token/{given}", headers=basic(user), status=401).json["ok"] is False
     assert app.delete(f"/token/{given}", status=401).json["ok"] is False
 
 
@@ -191,15 +191,15 @@ def test_a_token_is_deleted_by_its_user_and_by_an_admin(app: TestApp, by: str, u
     assert app.delete(f"/token/{given}", headers=basic(user)).json == {"ok": True}
     app.get(f"/token/{token}", status=404)
     app.get("/token", headers={"X-AUTH-TOKEN": token}, status=401)
-    app.delete(f"/token/{given}", headers=basic(user), status=404)
+    app.delete(f"/token/{given}", headers=basic(user), status=401)
 
 
 @pytest.mark.parametrize("by", ["secret", "id"])
 def test_another_users_token_stays_and_looks_like_none(app: TestApp, by: str) -> None:
     token = make(app)
     given = token if by == "secret" else ids(app)[0]
-    answer = app.delete(f"/token/{given}", headers=basic("bob"), status=404)
-    unknown = app.delete("/token/nope", headers=basic("bob"), status=404)
+    answer = app.delete(f"/token/{given}", headers=basic("bob"), status=401)
+    unknown = app.delete("/token/nope", headers=basic("bob"), status=401)
     assert answer.json == unknown.json
     assert app.get(f"/token/{token}").json["ok"] is True
 
