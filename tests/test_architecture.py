@@ -123,6 +123,7 @@ EXTRA_ROOMS = {
     "vms.providers.libvirt": 2,
     "vms.providers.libvirt_domain": 2,  # the XML of domains
     "vms.providers.libvirt_hypervisor": 2,  # one connection
+    "vms.providers.libvirt_migration": 2,  # from one connection to another
     "tokens.secrets": 3,  # hashing and random secrets need no database
     "tokens.failures": 3,  # counting wrong passwords is a subject of its own
     "tokens.ldap": 3,  # asking LDAP over the network; it knows no database
@@ -142,6 +143,7 @@ ARROWS = {
     "maintenance.known": {"machines.models", "remote.models", "vms.models", "vms.states"},
     "maintenance.advancing": {"machines.service", "vms.cordon", "vms.work"},
     "maintenance.controllers": {"vms.config"},  # what providers can do
+    "maintenance.view": {"vms.cordon"},
     "maintenance.acting": {"remote.running", "remote.service", "remote.models", "remote.states"},
     "vms.controllers": {"tokens.service"},  # who asks, and whether they are an admin
 }

@@ -46,8 +46,11 @@ def upgrade() -> None:
     sa.Column('host', sa.Text(), nullable=False),
     sa.Column('reason', sa.Text(), nullable=False),
     sa.Column('since', sa.DateTime(timezone=True), nullable=False),
+    sa.Column('making', postgresql.ARRAY(sa.BigInteger()), server_default=sa.text("'{}'"), nullable=False),
+    sa.Column('migrating', postgresql.ARRAY(sa.BigInteger()), server_default=sa.text("'{}'"), nullable=False),
     sa.PrimaryKeyConstraint('host', name='pk_vm_cordons')
     )
+    op.add_column('vm_work', sa.Column('rather_not', postgresql.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False))
     op.create_table('maintenance_actions',
     sa.Column('session_id', sa.Text(), nullable=False),
     sa.Column('number', sa.Integer(), autoincrement=False, nullable=False),
@@ -114,7 +117,7 @@ def upgrade() -> None:
     sa.Column('finished', sa.DateTime(timezone=True), nullable=True),
     sa.ForeignKeyConstraint(['session_id'], ['maintenance_sessions.id'], name='fk_maintenance_moves_session_id', ondelete='CASCADE'),
     sa.ForeignKeyConstraint(['work_id'], ['vm_work.id'], name='fk_maintenance_moves_work_id', ondelete='SET NULL'),
-    sa.PrimaryKeyConstraint('session_id', 'instance', name='pk_maintenance_moves')
+    sa.PrimaryKeyConstraint('session_id', 'instance', 'host', name='pk_maintenance_moves')
     )
     op.create_index('ix_maintenance_moves_work_id', 'maintenance_moves', ['work_id'])
     op.create_table('maintenance_notices',
@@ -171,5 +174,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("ix_vms_host", table_name="vms")
     op.drop_column("machines", "cordoned")
+    op.drop_column("vm_work", "rather_not")
     for table in ("vm_cordons", "maintenance_subscriptions", "maintenance_actions", "maintenance_downloads", "maintenance_hosts", "maintenance_moves", "maintenance_notices", "maintenance_replies", "maintenance_steps", "maintenance_sessions"):
         op.drop_table(table)

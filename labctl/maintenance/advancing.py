@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import DateTime, Text, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, DateTime, Text, and_, bindparam, delete, insert, select, update
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from labctl import clock
@@ -304,7 +305,7 @@ class Advancing:
 
     def change_move(self, row: Any, **values: Any) -> None:
         """Change the row of a move."""
-        self.session.execute(update(_moves).where(*_this_move(row)).values(values))
+        self.session.execute(update(_moves).where(_this_move(row)).values(values))
 
     def take_moves_back(self, rows: Sequence[Any]) -> None:
         """Forget moves that have not come to their end; what a provider is just moving, it moves."""
@@ -312,7 +313,7 @@ class Advancing:
         if works:
             work.take_back(self.session, works, f"{_reason(self.sid)} does not need it any more")
         for row in rows:
-            self.session.execute(delete(_moves).where(*_this_move(row)))
+            self.session.execute(delete(_moves).where(_this_move(row)))
 
     def do(self, want: Want, seen: View, hosts: Mapping[str, Host]) -> bool:
         """Do something that is wanted; tells whether it was not done or begun already."""
@@ -345,15 +346,18 @@ class Advancing:
         if not found:
             return False
         host, instance = found[0]
-        if instance.move is not None:
+        if instance.move == MoveState.WAITING or (instance.move, instance.move_how) == (MoveState.FAILED, want.how):
             return False
         work_id = None
         if not instance.replaced:
-            live = want.how == InstanceAction.LIVE_MIGRATE
-            work_id = work.ask_to_migrate(self.session, instance.id, host.name, live=live)
-        about = {"instance": instance.id, "host": host.name, "project": instance.project, "how": want.how}
-        values = {**about, "session_id": self.sid, "state": MoveState.WAITING, "begun": self.now, "work_id": work_id}
-        self.session.execute(insert(_moves).values(values))
+            live, next_ones = want.how == InstanceAction.LIVE_MIGRATE, self._names(_STILL_WAITING)
+            work_id = work.ask_to_migrate(self.session, instance.id, host.name, live=live, rather_not=next_ones)
+        this = {"session_id": self.sid, "instance": instance.id, "host": host.name}
+        values = {"project": instance.project, "how": want.how, "state": MoveState.WAITING, "begun": self.now}
+        values |= {"work_id": work_id, "moved_to": None, "replacement": None, "reason": None, "finished": None}
+        # It may have been moved away from there before, in another way or in vain.
+        add = postgresql.insert(_moves).values(this | values)
+        self.session.execute(add.on_conflict_do_update(index_elements=list(this), set_=values))
         return True
 
     def drain(self, host: Host) -> bool:
@@ -373,8 +377,7 @@ class Advancing:
             taken = [machines.take(self.session, name) for name in names]
             # What is still ready is just being given out.
             given_out = known.instances(self.session, [host.name]) or known.has_ready(self.session, host.name)
-            # Where providers are just taking VMs may have been decided before this host was out of service.
-            if not all(taken) or given_out or work.migrating(self.session):
+            if not all(taken) or given_out or cordon.unsettled(self.session, [host.name]):
                 return False
             notices.host_state(self.session, self.sid, host.name, "IN_MAINTENANCE")
             self.to(host, HostState.MAINTAINING, f"{host.name} is free; its maintenance begins")
@@ -438,5 +441,5 @@ class Advancing:
         return list(self.session.execute(statement, {"this_sid": self.sid}).scalars())
 
 
-def _this_move(row: Any) -> tuple[Any, Any]:
-    return (_moves.c.session_id == row.session_id, _moves.c.instance == row.instance)
+def _this_move(row: Any) -> ColumnElement[bool]:
+    return and_(*(_moves.c[name] == getattr(row, name) for name in ("session_id", "instance", "host")))

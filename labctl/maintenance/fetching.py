@@ -77,6 +77,8 @@ def split(url: str) -> tuple[str, str | None]:
         raise ValueError("must be a URL") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError("must begin with http:// or https://, and name a host")
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise ValueError("must have a port from 1 to 65535")
     if parsed.userinfo:
         raise ValueError("must not hold a user or a password")
     if not re.fullmatch(r"[\x21-\x7e]+", url):

@@ -157,7 +157,8 @@ class MaintenanceMove(Base):
 
     session_id: Mapped[str] = _session(primary_key=True)
     instance: Mapped[str] = mapped_column(Text, primary_key=True)
-    host: Mapped[str] = mapped_column(Text)
+    #: The host it is moved away from.
+    host: Mapped[str] = mapped_column(Text, primary_key=True)
     project: Mapped[str] = mapped_column(Text)
     how: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text, server_default="waiting")

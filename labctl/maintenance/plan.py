@@ -53,7 +53,9 @@ def plan(
         "max_unavailable": most,
         "hosts": [_to_plain(host, kinds[host.name]) for host in order],
         "projects": _projects(order),
-        "steps": _steps(reader, batches, ready),
+        "steps": _steps(
+            reader, batches, {**{one.pool: {} for each in used.values() for one in each if one.pool}, **ready}
+        ),
         "conflicts": _conflicts(reader, wanted, kinds),
     }
 

@@ -25,7 +25,7 @@ from labctl.maintenance.models import (
     MaintenanceStep,
 )
 from labctl.maintenance.queries import UNKNOWN
-from labctl.maintenance.states import DONE, FAILED, FIRST, ActionState
+from labctl.maintenance.states import DONE, FAILED, FIRST, ActionState, ActionType
 
 #: How many names a message lists.
 MOST_NAMED = 10
@@ -120,7 +120,7 @@ def create(session: Session, wanted: Wanted, *, most: int, base_url: str) -> str
     ``base_url``: where projects ask and answer.
     """
     hosts, mistakes = look_at(session, wanted)
-    if mistakes := [*wanted.mistakes, *mistakes]:
+    if mistakes := [*wanted.mistakes, *mistakes, *_strangers(wanted.actions, hosts)]:
         raise Invalid("; ".join(mistakes))
     one_at_a_time(session)
     limit(session, most)
@@ -221,6 +221,18 @@ def kinds(
     unknown = [name for name in names if name not in of]
     mistakes = [f"{field}: there is no host {some(unknown)}"] if unknown else []
     return of, [*mistakes, *_unasked(of, field, asks_hosts)]
+
+
+def _strangers(actions: Sequence[Mapping[str, Any]], hosts: Collection[str]) -> list[str]:
+    """Say which actions for hosts name some that are not in the session: they would never run."""
+    wrong = []
+    for number, action in enumerate(actions):
+        named = action["metadata"].get("hosts")
+        if action["type"] in (ActionType.HOST, ActionType.CHECK) and isinstance(named, list):
+            strangers = [name for name in named if name not in hosts]
+            if strangers:
+                wrong.append(f"actions.{number}.metadata.hosts: {some(strangers)} is not in the session")
+    return wrong
 
 
 def _unasked(kinds: Mapping[str, Sequence[str]], field: str, asks_hosts: bool) -> list[str]:

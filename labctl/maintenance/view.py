@@ -14,6 +14,7 @@ from labctl.maintenance.models import MaintenanceHost, MaintenanceMove, Maintena
 from labctl.maintenance.states import ActionType, HostState, InstanceAction, MoveState
 from labctl.maintenance.workflow import Host, Instance, Progress, Reply, View
 from labctl.maintenance.workflows import hints
+from labctl.vms import cordon
 
 _hosts = table(MaintenanceHost)
 _replies = table(MaintenanceReply)
@@ -21,7 +22,8 @@ _moves = table(MaintenanceMove)
 _sid = bindparam("this_sid", type_=Text)
 _HOSTS = select(_hosts).where(_hosts.c.session_id == _sid).order_by(_hosts.c.position)
 _REPLIES = select(_replies).where(_replies.c.session_id == _sid)
-_MOVES = select(_moves).where(_moves.c.session_id == _sid)
+# What was moved and is there again has to be moved again.
+_MOVES = select(_moves).where(_moves.c.session_id == _sid, _moves.c.state != MoveState.DONE)
 _ACTIONS = frozenset(action.value for action in InstanceAction)
 #: Nobody is affected by what happens to the others.
 _USED = (HostState.WAITING, HostState.DRAINING)
@@ -46,13 +48,15 @@ def build(
 
     pre, post = progress(ActionType.PRE), progress(ActionType.POST)
     instances = _instances(session, sid, [host.host for host in rows if host.state in _USED], can)
+    draining = [host.host for host in rows if host.state == HostState.DRAINING]
+    unsettled = cordon.unsettled(session, draining) if draining else frozenset()
     return View(
         state=row.state,
         entered=row.entered,
         now=clock.now(),
         maintenance_at=row.maintenance_at,
         metadata=row.hints,
-        hosts=tuple(_host(host, instances, progress) for host in rows),
+        hosts=tuple(_host(host, instances, progress, host.host not in unsettled) for host in rows),
         replies=_read_replies(session, row.id),
         reply_seconds=reply_seconds,
         downloads=fetched[0],
@@ -62,7 +66,9 @@ def build(
     )
 
 
-def _host(row: Any, instances: Mapping[str, tuple[tuple[Instance, ...], bool, bool]], progress: Any) -> Host:
+def _host(
+    row: Any, instances: Mapping[str, tuple[tuple[Instance, ...], bool, bool]], progress: Any, settled: bool
+) -> Host:
     used, replaceable, remade = instances.get(row.host, ((), True, False))
     actions, check = progress(ActionType.HOST, row.host), progress(ActionType.CHECK, row.host)
     return Host(
@@ -71,6 +77,7 @@ def _host(row: Any, instances: Mapping[str, tuple[tuple[Instance, ...], bool, bo
         instances=used,
         replaceable=replaceable,
         remade=remade,
+        settled=settled,
         actions=actions[0],
         check=check[0],
         reason=row.reason or next((why for how, why in (actions, check) if how == Progress.FAILED), ""),
@@ -87,7 +94,7 @@ def _instances(
     used = known.instances(session, hosts, can)
     if not used:
         return {}
-    moves = {row.instance: row for row in session.execute(_MOVES, sid)}
+    moves = {(row.instance, row.host): row for row in session.execute(_MOVES, sid)}
     replaced = any(one.replaced for one in used)
     ready = known.ready(session) if replaced else {}
     made = ready.keys() | known.coming(session) if replaced else set()
@@ -96,7 +103,7 @@ def _instances(
     # Hosts with VMs for which their provider has no room elsewhere.
     full: set[str] = set()
     for one in used:
-        move = moves.get(one.id)
+        move = moves.get((one.id, one.host))
         found[one.host].append(
             Instance(
                 id=one.id,
@@ -105,6 +112,7 @@ def _instances(
                 until=one.until,
                 replaced=one.replaced,
                 move=MoveState(move.state) if move else None,
+                move_how=InstanceAction(move.how) if move else None,
                 move_reason=(move.reason or "") if move else "",
             )
         )

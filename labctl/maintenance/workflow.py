@@ -39,8 +39,10 @@ class Instance:
     until: datetime | None = None
     #: Whether to move it is to give its owner another VM instead; else its provider takes it elsewhere.
     replaced: bool = True
-    #: How far its move is, if one was begun, and why that has failed or does not go on.
+    #: How far its move is, if one was begun and it is still there; how it is moved, and why that failed or does not go
+    #: on.
     move: MoveState | None = None
+    move_how: InstanceAction | None = None
     move_reason: str = ""
 
 
@@ -56,6 +58,8 @@ class Host:
     replaceable: bool = True
     #: Whether they will: VMs of their pools are being made, or are ready on it and made anew elsewhere once drained.
     remade: bool = False
+    #: Whether no VM comes or goes any more that nobody has: what was being made, moved or destroyed.
+    settled: bool = True
     #: Of the actions for this host, and of its check.
     actions: Progress = Progress.NONE
     check: Progress = Progress.NONE

@@ -1,25 +1,60 @@
 """Hypervisors that are out of service: nothing is made or given out there, and who has a VM there gets another one."""
 
 from collections.abc import Collection, Mapping
+from datetime import timedelta
 
-from sqlalchemy import ARRAY, Text, all_, any_, bindparam, delete, func, or_, select, update
+from sqlalchemy import ARRAY, Text, all_, and_, any_, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from labctl import clock
 from labctl.db import Lock, Reader, table
 from labctl.events.service import record
-from labctl.vms.models import VM, Cordon
-from labctl.vms.states import VMState
+from labctl.vms.models import VM, Cordon, VMWork
+from labctl.vms.states import MIGRATIONS, VMState, WorkState
 from labctl.vms.upkeep import OUT_OF_SERVICE, completion, note_completed
 
 _vms = table(VM)
 _cordons = table(Cordon)
+_work = table(VMWork)
 _hosts = bindparam("hosts", type_=ARRAY(Text))
 # Waits for those that just put a VM on some hypervisor, and keeps others from it.
 _ALONE = select(func.pg_advisory_xact_lock(int(Lock.CORDON), 0))
 _in_service = or_(
     _vms.c.host.is_(None), ~select(_cordons.c.host).where(_cordons.c.host == _vms.c.host).correlate(_vms).exists()
+)
+#: For how long VMs are waited for that come or go where a hypervisor is out of service.
+PATIENCE = timedelta(minutes=10)
+# An engine asks a provider for them, or has done so and was killed.
+_MAKING = select(_vms.c.id).where(
+    or_(_vms.c.state == VMState.PENDING, and_(_vms.c.state == VMState.REQUESTED, _vms.c.lease_holder.is_not(None)))
+)
+_MIGRATING = select(_work.c.id).where(
+    _work.c.kind.in_(MIGRATIONS), _work.c.state == WorkState.WAITING, _work.c.lease_holder.is_not(None)
+)
+_ON_THEIR_WAY = {
+    "making": func.array(_MAKING.scalar_subquery()),
+    "migrating": func.array(_MIGRATING.scalar_subquery()),
+}
+_may_come = and_(
+    _vms.c.id == any_(_cordons.c.making),
+    or_(
+        and_(_vms.c.state == VMState.REQUESTED, _vms.c.lease_holder.is_not(None)),
+        and_(_vms.c.state == VMState.PENDING, or_(_vms.c.host.is_(None), _vms.c.host == _cordons.c.host)),
+    ),
+)
+_may_arrive = and_(
+    _work.c.id == any_(_cordons.c.migrating), _work.c.state == WorkState.WAITING, _work.c.lease_holder.is_not(None)
+)
+# What could not be destroyed at the first try may take for ever.
+_goes = and_(_vms.c.host == _cordons.c.host, _vms.c.state == VMState.COMPLETED, _vms.c.failures == 0)
+_UNSETTLED = select(_cordons.c.host).where(
+    _cordons.c.host == any_(_hosts),
+    _cordons.c.since > bindparam("latest", type_=_cordons.c.since.type),
+    or_(
+        select(_vms.c.id).where(or_(_may_come, _goes)).correlate(_cordons).exists(),
+        select(_work.c.id).where(_may_arrive).correlate(_cordons).exists(),
+    ),
 )
 _READY_ELSEWHERE = (
     select(_vms.c.pool, func.count().label("ready"))
@@ -45,7 +80,7 @@ def cordon(session: Session, host: str, reason: str) -> None:
     What is just being given out is left alone; asking again finds what has become of it.
     """
     session.execute(_ALONE)
-    add = insert(_cordons).values(host=host, reason=reason, since=clock.now())
+    add = insert(_cordons).values(host=host, reason=reason, since=clock.now(), **_ON_THEIR_WAY)
     if session.execute(add.on_conflict_do_nothing().returning(_cordons.c.host)).first() is not None:
         record(session, "vm_host.cordoned", f"vm_hosts/{host}", reason=reason)
     nobodys = (
@@ -57,6 +92,15 @@ def cordon(session: Session, host: str, reason: str) -> None:
     complete = update(_vms).where(_vms.c.id.in_(select(nobodys.c.id))).values(completion(OUT_OF_SERVICE))
     done = session.execute(complete.returning(_vms.c.name, _vms.c.pool)).all()
     note_completed(session, [(name, pool, OUT_OF_SERVICE) for name, pool in done])
+
+
+def unsettled(reader: Reader, hosts: Collection[str]) -> frozenset[str]:
+    """Name those of the hypervisors out of service that VMs are still being taken from, or may be on their way to.
+
+    What lasts longer than PATIENCE does not count: a provider may try it for ever.
+    """
+    found = reader.execute(_UNSETTLED, {"hosts": list(hosts), "latest": clock.now() - PATIENCE})
+    return frozenset(found.scalars())
 
 
 def uncordon(session: Session, host: str) -> None:

@@ -235,10 +235,13 @@ class Engine:
             elif what == upkeep.WORK:
                 work.drop(session, provider)
                 upkeep.no_cordon_meanwhile(session)
-                avoid = cordon.cordoned(session)
-                jobs += [Work(provider, one, avoid) for one in work.claim(*claim, number, self._lease)]
+                out_of_service = cordon.cordoned(session)
+                jobs += [Work(provider, one, out_of_service) for one in work.claim(*claim, number, self._lease)]
             else:
-                avoid = cordon.cordoned(session) if what == VMState.REQUESTED else frozenset()
+                avoid: frozenset[str] = frozenset()
+                if what == VMState.REQUESTED:
+                    upkeep.no_cordon_meanwhile(session)
+                    avoid = cordon.cordoned(session)
                 for vm in upkeep.claim(*claim, VMState(what), number, self._lease):
                     ttl = self.rules.time_to_live(vm.pool)
                     if vm.state == VMState.READY and ttl and vm.ready and vm.ready + ttl <= clock.now():

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from labctl.pools import Check
 from labctl.vms import listing, readiness, upkeep, work
 from labctl.vms.listing import HeldOrphan, Reading
-from labctl.vms.provider import Failed, Found, Misconfigured, Partial, Provider, Wanted
+from labctl.vms.provider import Failed, Found, Misconfigured, NoCapacity, Partial, Provider, Wanted
 from labctl.vms.states import MIGRATIONS, VMState, WorkKind
 from labctl.vms.upkeep import Held, Rules
 from labctl.vms.work import HeldWork
@@ -109,7 +109,7 @@ class Look(Job):
         elif trouble is None:
             upkeep.is_ready(session, rules, self.vm, found)
         else:
-            upkeep.is_not_ready(session, rules, self.vm, trouble)
+            upkeep.is_not_ready(session, rules, self.vm, trouble, found.host)
 
     def failed(self, session: Session, rules: Rules, error: Exception) -> None:
         """It is looked at again."""
@@ -181,8 +181,11 @@ class Work(Job):
         return None
 
     def _migrate(self, provider: Provider) -> Found:
-        name, avoid = self.work.name, self.avoid | {self.work.argument}
-        provider.migrate(name, avoid, live=self.work.kind == WorkKind.LIVE_MIGRATE)
+        name, avoid, live = self.work.name, self.avoid | {self.work.argument}, self.work.kind == WorkKind.LIVE_MIGRATE
+        try:
+            provider.migrate(name, avoid.union(self.work.rather_not), live=live)
+        except NoCapacity:
+            provider.migrate(name, avoid, live=live)
         found = provider.look_up(name)
         if found is None:
             raise Failed("vanished")

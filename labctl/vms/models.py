@@ -104,6 +104,8 @@ class VMWork(Leased, Base):
     finished: Mapped[datetime | None] = _time()
     due: Mapped[datetime] = _time()
     failures: Mapped[int] = mapped_column(server_default="0")
+    #: Hypervisors on which a VM that is migrated should not be if there is room on others.
+    rather_not: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
 
 
 class VMRequest(Base):
@@ -167,6 +169,9 @@ class Cordon(Base):
     host: Mapped[str] = mapped_column(Text, primary_key=True)
     reason: Mapped[str] = mapped_column(Text)
     since: Mapped[datetime] = _time()
+    #: VMs that were being made then, and migrations that went on: they may still end up here.
+    making: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
+    migrating: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
 
 
 class Orphan(Leased, Base):

@@ -11,7 +11,7 @@ from labctl.db import PREPARED, Reader, table
 from labctl.errors import NotFound
 from labctl.vms.models import VM, PoolDay, PoolState, ProviderState, TagDay, VMWork
 from labctl.vms.service import Host, is_host
-from labctl.vms.states import VMState, WorkState
+from labctl.vms.states import MIGRATIONS, VMState, WorkState
 
 # Built once: putting a statement together costs as much as sending it.
 _vms = table(VM)
@@ -21,14 +21,14 @@ _pool_days = table(PoolDay)
 _provider_states = table(ProviderState)
 _tag_days = table(TagDay)
 
-#: What went wrong of what somebody wanted done to a VM; nobody else would tell them.
+#: What went wrong of what its user wanted done to a VM; nobody else would tell them.
 _failed = (
     select(
         func.array_agg(
             _work.c.kind + " " + _work.c.argument + ": " + func.coalesce(_work.c.reason, "it failed"), type_=ARRAY(Text)
         )
     )
-    .where(_work.c.vm_id == _vms.c.id, _work.c.state == WorkState.FAILED)
+    .where(_work.c.vm_id == _vms.c.id, _work.c.state == WorkState.FAILED, _work.c.kind.not_in(MIGRATIONS))
     .correlate(_vms)
     .scalar_subquery()
 )

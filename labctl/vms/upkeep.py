@@ -238,19 +238,22 @@ def is_ready(session: Session, rules: Rules, vm: Held, found: Found) -> None:
 
 
 def _not_there(session: Session, rules: Rules, vm: Held) -> None:
-    """Complete a VM that has become ready on a hypervisor that is out of service by now; another one is made."""
+    """Complete a VM that was made on a hypervisor that is out of service by now; another one is made."""
     complete(session, vm, OUT_OF_SERVICE)
     if vm.request_id is not None:
         _replace(session, rules, vm)
 
 
-def is_not_ready(session: Session, rules: Rules, vm: Held, reason: str) -> None:
-    """Note why a VM that boots cannot be used yet, or give it up when it has taken too long."""
+def is_not_ready(session: Session, rules: Rules, vm: Held, reason: str, host: str = "") -> None:
+    """Note where a VM boots and why it cannot be used yet, or give it up when it has taken too long."""
     age = clock.now() - (vm.cloned or vm.requested)
-    if age > rules.timeout_of(vm.pool):
+    if host and is_cordoned(session, host):
+        _not_there(session, rules, vm)
+    elif age > rules.timeout_of(vm.pool):
         _give_up(session, rules, vm, f"not ready after {age.total_seconds() / 60:.1f} minutes: {reason}")
     else:
-        _later(session, vm, min(max(LOOK_PART * age.total_seconds(), LOOK_LEAST), LOOK_MOST), reason=reason)
+        where = {"host": host} if host else {}
+        _later(session, vm, min(max(LOOK_PART * age.total_seconds(), LOOK_LEAST), LOOK_MOST), reason=reason, **where)
 
 
 def is_lost(session: Session, rules: Rules, vm: Held) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import and_, exists, func, insert, select, update
+from sqlalchemy import and_, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from labctl import clock, lease
@@ -15,7 +15,7 @@ from labctl.events.service import record
 from labctl.vms.models import VM, VMWork
 from labctl.vms.provider import Found, Misconfigured, NoCapacity
 from labctl.vms.standing import backoff
-from labctl.vms.states import MIGRATIONS, VMState, WorkKind, WorkState
+from labctl.vms.states import VMState, WorkKind, WorkState
 from labctl.vms.upkeep import (
     ATTEMPTS,
     NO_CAPACITY_PAUSE,
@@ -46,6 +46,7 @@ class HeldWork:
     failures: int
     name: str
     provider: str
+    rather_not: tuple[str, ...]
     #: How many disks were added before, and which snapshots are finished.
     disks: int
     snapshots: tuple[str, ...]
@@ -75,16 +76,21 @@ def claim(session: Session, holder: str, provider: str, number: int, seconds: fl
         .where(_work.c.id.in_(select(pick.c.id)), _vms.c.id == _work.c.vm_id)
         .values(lease.claim(VMWork, holder, seconds))
         .returning(
-            *(_work.c[name] for name in ("lease_attempt", "id", "vm_id", "kind", "argument", "failures")),
+            *(_work.c[name] for name in ("lease_attempt", "id", "vm_id", "kind", "argument", "failures", "rather_not")),
             _vms.c.name,
             _vms.c.provider,
             func.cardinality(_vms.c.disks).label("disks"),
             _vms.c.snapshots,
         )
     )
+    rows = session.execute(statement, {"now": now})
+    lists = ("rather_not", "snapshots")
     return [
-        HeldWork(holder=holder, **{**row._mapping, "kind": WorkKind(row.kind), "snapshots": tuple(row.snapshots)})
-        for row in session.execute(statement, {"now": now})
+        HeldWork(
+            holder=holder,
+            **{**row._mapping, "kind": WorkKind(row.kind), **{name: tuple(row._mapping[name]) for name in lists}},
+        )
+        for row in rows
     ]
 
 
@@ -145,10 +151,12 @@ def not_done(session: Session, work: HeldWork, error: Exception) -> None:
 # Migrations, for whoever takes hypervisors out of service
 
 
-def ask_to_migrate(session: Session, name: str, host: str, *, live: bool) -> int | None:
+def ask_to_migrate(
+    session: Session, name: str, host: str, *, live: bool, rather_not: Collection[str] = ()
+) -> int | None:
     """Have a running VM leave a hypervisor for another one that is in service; gives the id of the work.
 
-    None: it does not run there any more.
+    ``rather_not``: hypervisors that are taken only if there is no room on others. None: it does not run there any more.
     """
     here = (_vms.c.name == name, _vms.c.host == host, _vms.c.state == VMState.RUNNING)
     vm: int | None = session.execute(select(_vms.c.id).where(*here).with_for_update(read=True, key_share=True)).scalar()
@@ -156,7 +164,7 @@ def ask_to_migrate(session: Session, name: str, host: str, *, live: bool) -> int
         return None
     now = clock.now()
     kind = WorkKind.LIVE_MIGRATE if live else WorkKind.MIGRATE
-    values = {"vm_id": vm, "kind": kind, "argument": host, "created": now, "due": now}
+    values = {"vm_id": vm, "kind": kind, "argument": host, "created": now, "due": now, "rather_not": list(rather_not)}
     work: int = session.execute(insert(_work).values(values).returning(_work.c.id)).scalar_one()
     record(session, f"vm.{kind}_asked", f"vms/{name}", host=host)
     return work
@@ -190,12 +198,6 @@ def take_back(session: Session, works: Collection[int], reason: str) -> None:
     now = clock.now()
     give_up = update(_work).where(*waits).values(state=WorkState.FAILED, reason=reason, finished=now)
     session.execute(give_up, {"now": now})
-
-
-def migrating(reader: Reader) -> bool:
-    """Tell whether an engine is just migrating some VM: to a hypervisor that may be out of service by now."""
-    going = (_work.c.kind.in_(MIGRATIONS), _work.c.state == WorkState.WAITING, _work.c.lease_until > clock.now())
-    return bool(reader.execute(select(exists().where(*going))).scalar())
 
 
 def _change(session: Session, work: HeldWork, **values: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from labctl.vms.providers.libvirt import LibvirtProvider
+from labctl.vms.providers.libvirt_hypervisor import Hypervisor
 
 from . import daemons, image
 from .daemons import Daemon
@@ -63,6 +64,23 @@ def daemon(two: tuple[Daemon, Daemon]) -> Iterator[Daemon]:
     assert two[0].files() == {"tiny.qcow2"}
     assert two[0].guests() == []
     assert two[0].connect().listAllDomains() == []
+
+
+@pytest.fixture
+def both(two: tuple[Daemon, Daemon], daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Daemon]]:
+    """Both of them, as if on hosts ``a`` and ``b``; a test leaves nothing on them."""
+    monkeypatch.setattr(Hypervisor, "host", daemons.host)
+    yield {each.directory.name: each for each in two}
+    assert [(each.files(), each.guests()) for each in two] == [({"tiny.qcow2"}, [])] * 2
+    assert [each.connect().listAllDomains() for each in two] == [[], []]
+
+
+@pytest.fixture
+def between(both: dict[str, Daemon], options: dict[str, Any]) -> dict[str, Any]:
+    """Give the options of a provider that migrates VMs between both."""
+    # The guests do not know what it means to shut down.
+    more = {"live_migration": "tcp://127.0.0.1", "shutdown_seconds": 0.1}
+    return {"uris": [each.uri for each in both.values()], **options, **more}
 
 
 @pytest.fixture

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from labctl.up import binaries, process
+from labctl.vms.providers.libvirt_hypervisor import Hypervisor
 
 #: Where the daemons live, and the process whose they are: libvirt adds up to 83 characters, and a socket may have 107.
 DIRECTORY = "/tmp/lvt-{}"
@@ -39,6 +41,12 @@ class Daemon:
         self.images = directory / "images"
         for each in (directory, self.images, *(directory / name for name in ("run", "cache", "data"))):
             each.mkdir(mode=0o700, exist_ok=True)
+            self.give(each)
+        configuration = directory / "libvirt" / "libvirtd.conf"
+        configuration.parent.mkdir(mode=0o700)
+        # No VM is migrated between two hypervisors that seem to be the same.
+        configuration.write_text(f'host_uuid = "{uuid.uuid4()}"\n')
+        for each in (configuration.parent, configuration):
             self.give(each)
         self.socket = directory / "run" / "libvirt" / "libvirt-sock"
         self.uri = f"qemu+unix:///session?{urlencode({'socket': self.socket})}"
@@ -93,6 +101,13 @@ class Daemon:
     def guests(self) -> list[int]:
         """List the processes of the guests."""
         return guests(self.directory)
+
+
+def host(hypervisor: Hypervisor) -> str:
+    """Name the host of a hypervisor after the directory of its daemon: all of them are on one."""
+    socket = Path(parse_qs(urlsplit(hypervisor.uri).query)["socket"][0])
+    hypervisor.last_host = socket.parents[2].name
+    return hypervisor.last_host
 
 
 def guests(directory: Path) -> list[int]:

@@ -1,19 +1,23 @@
 """The libvirt provider with a real guest, without KVM: what the mock of tests/vms/test_libvirt.py cannot show."""
 
-import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import orjson
 import pytest
 
 from labctl.vms.provider import Failed, Misconfigured, NoCapacity, Provider, Wanted
 from labctl.vms.providers import libvirt_hypervisor
 from labctl.vms.providers.libvirt import LibvirtProvider
+from labctl.vms.providers.libvirt_migration import with_backing
 
 from ..contracts.provider import ProviderContract
 from .daemons import Daemon, until
+from .migrating import kill_in_the_middle, migrate
 
 FOX = Wanted("fox", "tiny", {})
 #: Somewhere on the disk where nothing is.
@@ -31,19 +35,20 @@ def write(device: str, text: str) -> str:
     return f"echo {text} | dd of=/dev/{device} bs=512 seek={SECTOR} conv=fsync 2>/dev/null"
 
 
-def test_a_vm_lives_its_life(
-    daemon: Daemon, provider: LibvirtProvider, guest: Callable[..., Any], timed: Callable[[str], Any]
+def test_a_vm_lives_its_life_on_two_hypervisors_though_workers_that_migrate_it_are_killed(
+    both: dict[str, Daemon], between: dict[str, Any], guest: Callable[..., Any], timed: Callable[[str], Any]
 ) -> None:
+    provider = LibvirtProvider("libvirt", between)
     with timed("clone and start"):
         provider.create(FOX)
     with timed("from start to ready"):
-        console = guest(daemon, "fox")
+        console = guest(both["a"], "fox")
         console.wait_until_ready()
     found = provider.look_up("fox")
     assert found is not None
     assert found.running
     assert found.addresses == ()
-    assert found.host == os.uname().nodename
+    assert found.host == "a"
     provider.create(FOX)
     console.do("echo before > /tmp/state")
     console.do(write("vda", "before"))
@@ -55,18 +60,34 @@ def test_a_vm_lives_its_life(
     assert console.do("cat /sys/block/vdb/size") == str(2 * 1024**3 // 512)
     console.do(write("vdb", "before"))
 
+    with timed("live migration, killed and again"):
+        kill_in_the_middle(between, "a", both["b"], live=True)
+        migrate(provider, "a", live=True)
+    assert (both["a"].files(), both["a"].guests()) == ({"tiny.qcow2"}, [])
+    console = guest(both["b"], "fox")
+    assert [console.do(each) for each in ("cat /tmp/state", read("vda"), read("vdb"))] == ["before"] * 3
+
     with timed("snapshot"):
         provider.snapshot("fox", "one")
     provider.snapshot("fox", "one")
     console.do("echo after > /tmp/state")
     console.do(write("vda", "after"))
     console.do(write("vdb", "after"))
+    provider.add_disk("fox", 1, 2)
     provider.add_disk("fox", 2, 1)
     until(lambda: "vdc" in console.do("ls /sys/block"), "the guest sees its second disk")
 
+    with pytest.raises(Misconfigured, match="snapshots"):
+        provider.migrate("fox", {"b"}, live=True)
+    with timed("migration, killed and again"):
+        kill_in_the_middle(between, "b", both["a"], live=False)
+        migrate(provider, "b", live=False)
+    assert (both["b"].files(), both["b"].guests()) == ({"tiny.qcow2"}, [])
+    assert len(both["a"].files()) == 4
+
     with timed("revert"):
         provider.revert("fox", "one")
-    console = guest(daemon, "fox")
+    console = guest(both["a"], "fox")
     assert [console.do(each) for each in ("cat /tmp/state", read("vda"), read("vdb"))] == ["before"] * 3
     assert "vdc" not in console.do("ls /sys/block")
     provider.add_disk("fox", 2, 1)
@@ -78,6 +99,23 @@ def test_a_vm_lives_its_life(
     provider.destroy("fox")
     assert provider.look_up("fox") is None
     assert provider.names() == set()
+
+
+@pytest.mark.usefixtures("needs")
+@pytest.mark.parametrize("compat", ["0.10", "1.1"])
+@pytest.mark.parametrize("path", ["/b", "/another/directory/with/a/long/name/base.qcow2"])
+def test_an_overlay_is_told_where_its_base_is_after_a_migration(tmp_path: Path, path: str, compat: str) -> None:
+    overlay = tmp_path / "overlay.qcow2"
+    options = ["-u", "-f", "qcow2", "-F", "raw", "-b", "/images/base.raw", "-o", f"compat={compat}"]
+    subprocess.run(["qemu-img", "create", "-q", *options, overlay, "1M"], check=True)
+    data = overlay.read_bytes()
+    overlay.write_bytes(with_backing(data[:65536], path) + data[65536:])
+
+    told = subprocess.run(["qemu-img", "info", "--output=json", overlay], check=True, capture_output=True).stdout
+    assert orjson.loads(told)["backing-filename"] == path
+    assert orjson.loads(told)["backing-filename-format"] == "raw"
+    with pytest.raises(Misconfigured):
+        with_backing(data[:65536], "/" * 1024)
 
 
 def test_nine_disks_fit_and_one_more_leaves_nothing(daemon: Daemon, provider: LibvirtProvider) -> None:
@@ -196,9 +234,9 @@ class TestLibvirtProviderWithARealGuest(ProviderContract):
     unknown = "no-such-template"
 
     @pytest.fixture
-    def make(self, daemon: Daemon, options: dict[str, Any]) -> Iterator[Callable[[], Provider]]:
+    def make(self, between: dict[str, Any]) -> Iterator[Callable[[], Provider]]:
         def make() -> Provider:
-            return LibvirtProvider("libvirt", {"uris": daemon.uri, **options})
+            return LibvirtProvider("libvirt", between)
 
         yield make
         for name in make().names():
@@ -206,7 +244,8 @@ class TestLibvirtProviderWithARealGuest(ProviderContract):
 
     def check_disks(self, provider: Provider, name: str, gigabytes: list[int]) -> None:
         assert isinstance(provider, LibvirtProvider)
-        connection = provider._hypervisors[0]._connect()
-        disks = ElementTree.fromstring(connection.lookupByName(name).XMLDesc()).findall("devices/disk/source")
+        hypervisor, domain = provider._find_there(name)
+        connection = hypervisor._connect()
+        disks = ElementTree.fromstring(domain.XMLDesc()).findall("devices/disk/source")
         sizes = [connection.storageVolLookupByPath(disk.get("file")).info()[1] for disk in disks]
         assert sizes[1:] == [each * 1024**3 for each in gigabytes]

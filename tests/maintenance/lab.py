@@ -18,6 +18,8 @@ from labctl.maintenance.models import (
     MaintenanceStep,
 )
 from labctl.settings import MAINTENANCE_REPLIES
+from labctl.vms.models import VM
+from labctl.vms.states import VMState
 
 
 class Lab:
@@ -27,12 +29,17 @@ class Lab:
         self.session = session
         self.clock = clock
         self.engine = Engine(MAINTENANCE_REPLIES, poll=0)
+        #: Whether there is an engine of VMs; else what is not needed any more is gone at once.
+        self.vms_are_looked_after = False
 
     def tick(self, **advance: float) -> None:
         """Let the engine do what there is to do now, after moving the clock."""
         self.session.flush()
         self.clock.advance(**advance)
         self.engine.tick()
+        if not self.vms_are_looked_after:
+            gone = {"state": VMState.DESTROYED, "destroyed": self.clock()}
+            self.session.execute(update(VM).where(VM.state == VMState.COMPLETED).values(gone))
         self.session.expire_all()
 
     def live(self, seconds: float, step: float = 1) -> None:

@@ -240,6 +240,19 @@ def test_a_wrong_hint_is_named(admin: TestApp, metadata: Any) -> None:
     assert told.startswith(f"metadata.{next(iter(metadata))}: ")
 
 
+@pytest.mark.parametrize("type_", ["host", "check"])
+def test_an_action_for_hosts_that_are_not_in_the_session_is_refused(admin: TestApp, type_: str) -> None:
+    action = {"plugin": "dummy" if type_ == "host" else "check", "type": type_}
+    status, told = refused(admin, actions=[{**action, "metadata": {"hosts": ["host1", "hots2"]}}])
+
+    assert (status, told) == (400, "actions.0.metadata.hosts: hots2 is not in the session")
+    begin(admin, actions=[{**action, "metadata": {"hosts": ["host1"]}}])
+
+
+def test_an_action_that_runs_once_may_be_done_anywhere(admin: TestApp) -> None:
+    begin(admin, actions=[{"plugin": "dummy", "type": "pre", "metadata": {"hosts": ["elsewhere"]}}])
+
+
 def test_a_host_that_nobody_can_ask_needs_another_gate(admin: TestApp, session: Session) -> None:
     running(session, "hypervisor1")
 

@@ -265,9 +265,10 @@ def test_the_projects_of_a_host_are_asked_what_becomes_of_their_vms(state: str) 
         (machine("1"), {}, []),
         (machine("1"), {"1": MIGRATE}, []),
         (vm("1", move=MoveState.WAITING), {}, []),
-        (vm("1", move=MoveState.DONE), {}, []),
         (vm("1", allowed=frozenset(InstanceAction)), {}, [Move("1", LIVE)]),
         (vm("1", allowed=frozenset(InstanceAction)), {"1": OWN}, []),
+        # Nobody has asked for it to be done live.
+        (vm("1", allowed=frozenset(InstanceAction), move=MoveState.FAILED, move_how=LIVE), {}, [Move("1", MIGRATE)]),
     ],
 )
 def test_what_becomes_of_an_instance(state: str, instance: Any, said: Any, moves: list[Any]) -> None:
@@ -278,6 +279,25 @@ def test_what_becomes_of_an_instance(state: str, instance: Any, said: Any, moves
     assert (found.state, found.failed) == (None, None)
     assert found.waits_for == "a to be free of 1 (ada)"
     assert found.until == instance.until
+
+
+@EMPTYING
+@pytest.mark.parametrize(("how", "said"), [(LIVE, {"1": LIVE}), (MIGRATE, {}), (MIGRATE, {"1": MIGRATE})])
+def test_what_cannot_be_moved_as_its_project_wants_ends_the_session(state: str, how: Any, said: Any) -> None:
+    one = vm("1", allowed=frozenset(InstanceAction), move=MoveState.FAILED, move_how=how, move_reason="no link")
+    agreed = replies(state, "a", ada=reply(True, instance_actions=said))
+    found = next_of(view(state, host("a", "draining", one), replies=agreed))
+    assert found == Next(failed="1 cannot be moved from a: no link")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_nothing_begins_on_a_host_while_vms_come_or_go_there(begun: bool) -> None:
+    a = host("a", "draining" if begun else "waiting", settled=False)
+    found = next_of(view("START_MAINTENANCE", a))
+    if begun:
+        assert found == Next(waits_for="VMs that are just made, moved or destroyed on a")
+    else:
+        assert found.do == (Drain("a"),)
 
 
 @EMPTYING

@@ -406,6 +406,8 @@ def test_a_url_is_split_from_its_checksum(url: str, plain: str, sha256: str | No
         ("http://", "host"),
         ("http:///x", "host"),
         ("http://x:y/", "URL"),
+        ("http://x.example:99999/", "port"),
+        ("http://x.example:0/", "port"),
         ("https://user@x.example/", "user"),
         ("https://:pass@x.example/", "password"),
         ("https://x.example/#md5=1", "sha256"),

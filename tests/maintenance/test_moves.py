@@ -13,7 +13,7 @@ from labctl.maintenance.models import MaintenanceReply, MaintenanceSession
 from labctl.pools import Pool
 from labctl.settings import MAINTENANCE_REPLIES
 from labctl.vms import cordon, work
-from labctl.vms.models import VMWork
+from labctl.vms.models import Cordon, VMWork
 from labctl.vms.states import VMState
 from tests.vms.lab import Lab as VMLab
 
@@ -24,7 +24,7 @@ DUMMY = [{"plugin": "dummy", "type": "host", "metadata": {"seconds": 1}}]
 
 
 class Labs:
-    """One VM that ada has, on one of two hypervisors; none but hers, so that there is none to take its place."""
+    """A VM that ada has, on one of two hypervisors, and one of bob's; none that could take the place of either."""
 
     def __init__(self, session: Session, directory: Path, clock: Any, migrates: str = "live") -> None:
         self.vms = VMLab(
@@ -33,10 +33,11 @@ class Labs:
         (vm,) = self.vms.ready()
         self.vm = self.vms.take(vm)
         self.sessions = Lab(session, clock)
+        self.sessions.vms_are_looked_after = True
         self.sessions.engine = Engine(MAINTENANCE_REPLIES, poll=0, can={"fake": self.vms.provider.capabilities})
-        self.vms.settle(seconds=2)
-        for ready in self.vms.ready():
-            self.vms.take(ready).owner = "bob"
+        self.vms.live(3)
+        (other,) = self.vms.ready()
+        self.vms.take(other).owner = "bob"
         self.vms.pools[0] = Pool(name="debian", size=0)
         self.vms.change()
 
@@ -136,15 +137,19 @@ def test_a_session_fails_when_there_is_no_room_for_long_and_leaves_the_vm_alone(
     assert labs.vm.host == labs.before and labs.vm.state == VMState.RUNNING
 
 
-def test_a_session_fails_when_its_provider_cannot_move_a_vm(labs: Labs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("said", "tried"), [("", ["live_migrate", "migrate"]), ("LIVE_MIGRATE", ["live_migrate"])])
+def test_a_session_fails_when_its_provider_cannot_move_a_vm(
+    labs: Labs, monkeypatch: pytest.MonkeyPatch, said: str, tried: list[str]
+) -> None:
     monkeypatch.setattr(type(labs.vms.provider), "migrate", lambda self, name, avoid, *, live: None)
     row = labs.begin()
     labs.live(1)
-    labs.sessions.answer(row, "ada", "ACK_PLANNED_MAINTENANCE")
-    labs.live(10)
+    labs.sessions.answer(row, "ada", "ACK_PLANNED_MAINTENANCE", **({labs.vm.name: said} if said else {}))
+    labs.live(20)
     assert row.state == "MAINTENANCE_FAILED"
     assert row.reason == f"{labs.vm.name} cannot be moved from {labs.before}: it is still on {labs.before}"
     assert labs.vm.state == VMState.RUNNING and labs.vm.owner == "ada"
+    assert [one.kind for one in labs.asked()] == tried
 
 
 def test_a_vm_that_its_owner_gives_back_need_not_be_moved(labs: Labs) -> None:
@@ -176,13 +181,13 @@ def test_a_vm_goes_on_if_its_new_hypervisor_goes_out_of_service_meanwhile(
 
     labs.vms.provider.migrate = and_then  # type: ignore[method-assign]
     labs.vms.engine.tick()
-    assert work.migrating(session)
     (other,) = {"h1", "h2", "h3"} - {before, "h3"}
     cordon.cordon(session, other, "upkeep")
+    assert cordon.unsettled(session, [other]) == {other}
     labs.vms.settle()
     labs.vms.settle(seconds=6)
     assert number is not None and work.migrations(session, [number])[number].is_done
-    assert not work.migrating(session)
+    assert cordon.unsettled(session, [other]) == frozenset()
     assert labs.there not in (before, other) and on[-1] == labs.there
 
 
@@ -201,3 +206,61 @@ def test_nothing_is_begun_on_a_host_while_a_vm_may_be_on_its_way_there(labs: Lab
     asked.lease_holder = asked.lease_until = None
     labs.sessions.live(5)
     assert labs.sessions.hosts(row) == {other: "done"}
+
+
+@pytest.mark.parametrize("migrates", ["cold", "live"])
+def test_a_session_walks_over_hypervisors_that_are_all_in_use(
+    session: Session, tmp_path: Path, stopped_clock: Any, migrates: str
+) -> None:
+    labs = Labs(session, tmp_path / "fake", stopped_clock, migrates)
+    row = make_session(session, ["h1", "h2"], workflow="default", actions=DUMMY, hints={"gate": "none"})
+    for _ in range(60):
+        labs.live(1)
+        for reply in labs.replies(row):
+            if reply.answer is None:
+                reply.answer, reply.answered = f"ACK_{reply.state}", labs.vms.clock()
+    assert row.state == "MAINTENANCE_DONE"
+    assert {vm.owner: vm.state for vm in labs.vms.vms()} == {"ada": VMState.RUNNING, "bob": VMState.RUNNING}
+    # Those of the first host were moved to the second one, and back.
+    assert sorted(move.host for move in labs.sessions.moves(row)) == ["h1", "h2", "h2"]
+    told = [state for _, state in labs.sessions.notices(row)]
+    assert told.count("INSTANCE_ACTION_DONE") == 3
+
+
+def test_a_vm_goes_to_a_hypervisor_that_it_need_not_leave_again(
+    session: Session, tmp_path: Path, stopped_clock: Any
+) -> None:
+    labs = Labs(session, tmp_path / "fake", stopped_clock)
+    labs.vms.change(hosts=["h1", "h2", "h3", "h4"])
+    work.ask_to_migrate(session, labs.vm.name, labs.there, live=True, rather_not=["h1", "h2", "h3"])
+    labs.vms.settle()
+    assert labs.there == "h4"
+
+
+def test_nothing_is_begun_on_a_host_while_a_vm_is_made_or_destroyed_there(
+    session: Session, tmp_path: Path, stopped_clock: Any
+) -> None:
+    labs = Labs(session, tmp_path / "fake", stopped_clock)
+    for name in ("h1", "h2"):
+        labs.sessions.clock.advance(seconds=1)
+        cordon.cordon(session, name, "upkeep")
+        assert cordon.unsettled(session, [name]) == frozenset()
+        cordon.uncordon(session, name)
+    labs.vms.pools[0] = Pool(name="debian", size=2)
+    labs.vms.change(boot_seconds=(30, 30))
+    labs.vms.settle()
+    cordon.cordon(session, "h1", "upkeep")
+    # Nobody knows yet where they are.
+    assert cordon.unsettled(session, ["h1"]) == {"h1"}
+    labs.vms.settle(seconds=1)
+    # Those that are there are destroyed; the others do not matter.
+    assert cordon.unsettled(session, ["h1"]) == frozenset()
+    assert {vm.host for vm in labs.vms.vms(VMState.PENDING)} == {"h2"}
+    cordon.cordon(session, "h2", "upkeep")
+    labs.vms.faults(hang_rate=1)
+    cordon_of_h2 = labs.vms.session.get_one(Cordon, "h2")
+    assert cordon.unsettled(session, ["h2"]) == {"h2"}
+    # Not for ever.
+    cordon_of_h2.since -= cordon.PATIENCE
+    labs.vms.session.flush()
+    assert cordon.unsettled(session, ["h2"]) == frozenset()

@@ -63,6 +63,11 @@ def test_a_plan_tells_what_is_left_at_each_step(lab: Session) -> None:
     assert steps["m1"]["machine_types"] == steps["h1"]["machine_types"] == {"smithi": {"free": 1}}
 
 
+def test_a_plan_tells_of_pools_of_which_nothing_is_left(lab: Session) -> None:
+    make_vm(lab, "h1", "ada", pool="windows")
+    assert [step["pools"]["windows"] for step in plan_of(lab, "h1")["steps"]] == [{"ready": 0}]
+
+
 def test_a_plan_tells_what_stands_against_it(lab: Session) -> None:
     make_machine(lab, "alone")
     other = make_session(lab, ["h2"])

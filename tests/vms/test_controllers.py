@@ -261,6 +261,8 @@ def test_what_could_not_be_done_to_a_vm_is_told(app: TestApp, session: Session, 
     work = {"vm_id": vm(session, running).id, "created": now, "due": now, "kind": "disk", "argument": "8"}
     session.add(VMWork(**work, state=WorkState.FAILED, reason="this provider cannot add disks"))
     session.add(VMWork(**work, state=WorkState.DONE))
+    # That is no wish of the user's.
+    session.add(VMWork(**{**work, "kind": "live_migrate", "argument": "h1"}, state=WorkState.FAILED, reason="no room"))
     session.flush()
     assert app.get(f"/api/v1/vm/{running}").json[running]["failed"] == ["disk 8: this provider cannot add disks"]
 

@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from labctl.vms.provider import Failed, Misconfigured, NoCapacity, Partial, Provider, Unreachable, Wanted
-from labctl.vms.providers import libvirt_hypervisor
+from labctl.vms.providers import libvirt_hypervisor, libvirt_migration
 from labctl.vms.providers.libvirt import LibvirtProvider, Options
 from labctl.vms.providers.libvirt_domain import Shape, render
 from labctl.vms.providers.libvirt_hypervisor import Hypervisor
+from labctl.vms.providers.libvirt_migration import Journey
 
 from ..contracts.provider import ProviderContract
 
@@ -72,6 +73,10 @@ class Lab:
     def is_empty(self, uri: str) -> bool:
         return not self.domains(uri) and self.volumes(uri) == {"debian.qcow2"}
 
+    def host(self, uri: str) -> str:
+        """Give the host name of a hypervisor, which the mock would take from where it runs."""
+        return Path(uri).stem
+
     def open(self, uri: str) -> Any:
         """Stand in for libvirt.open: every connection to one of these has a state of its own."""
         import libvirt
@@ -110,10 +115,14 @@ def wanted(name: str = "fox", template: str = "debian", **options: Any) -> Wante
 
 
 class WithoutDisks(LibvirtProvider):
-    """The mock cannot attach devices."""
+    """The mock cannot attach devices, and what is migrated has some in the contract."""
 
-    capabilities = LibvirtProvider.capabilities - {"disk"}
     add_disk = Provider.add_disk
+    migrate = Provider.migrate
+
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        super().__init__(name, options)
+        self.capabilities -= {"disk", "migrate", "live_migrate"}
 
 
 class TestLibvirtProviderOnTheMock(ProviderContract):
@@ -660,6 +669,248 @@ def test_a_list_without_a_hypervisor_that_is_down_says_of_which_it_is(
 
 def _raise(error: Exception) -> Any:
     raise error
+
+
+# From one to another
+
+
+class Killed(BaseException):
+    """The worker is killed there."""
+
+
+@pytest.fixture
+def three(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Three hypervisors on hosts ``one``, ``two`` and ``three``, that volumes can be copied between."""
+
+    def host(hypervisor: Hypervisor) -> str:
+        hypervisor.last_host = lab.host(hypervisor.uri)
+        return hypervisor.last_host
+
+    def bring(journey: Journey, here: Any, there: Any, volume: str, base: Any) -> None:
+        name = Path(journey._path(f"/images/{volume}")).name
+        journey.target.add_volume(journey.target.pool(there), name, 1024**2, base)
+
+    monkeypatch.setattr(Hypervisor, "host", host)
+    monkeypatch.setattr(Journey, "_bring", bring)
+    return [lab.add(name, "debian.qcow2") for name in ("one", "two", "three")]
+
+
+@pytest.fixture
+def over_three(three: list[str]) -> LibvirtProvider:
+    return LibvirtProvider("libvirt", {"uris": three})
+
+
+def on(lab: Lab, uris: list[str]) -> list[str]:
+    """Tell on which hosts there is anything of a VM."""
+    return [lab.host(uri) for uri in uris if not lab.is_empty(uri)]
+
+
+def test_only_with_several_hypervisors_can_vms_be_migrated_and_live_only_if_the_lab_says_how(
+    uri: str, three: list[str]
+) -> None:
+    live = {"live_migration": "tcp://${host}"}
+
+    assert "migrate" not in LibvirtProvider("libvirt", {"uris": uri, **live}).capabilities
+    assert LibvirtProvider("libvirt", {"uris": three}).capabilities >= {"migrate"}
+    assert "live_migrate" not in LibvirtProvider("libvirt", {"uris": three}).capabilities
+    assert LibvirtProvider("libvirt", {"uris": three, **live}).capabilities >= {"migrate", "live_migrate"}
+
+
+def test_a_migrated_vm_is_the_same_with_its_snapshots_elsewhere_and_nowhere_else(
+    lab: Lab, three: list[str], over_three: LibvirtProvider
+) -> None:
+    over_three.create(wanted())
+    for name in ("first", "second", "third"):
+        over_three.snapshot("fox", name)
+    over_three.revert("fox", "second")
+    before = lab.domain(three[0], "fox").UUIDString()
+
+    over_three.migrate("fox", {"one", "two"}, live=False)
+
+    domain = lab.domain(three[2], "fox")
+    assert on(lab, three) == ["three"]
+    assert domain.isActive() and domain.isPersistent() and domain.UUIDString() == before
+    for xml in (domain.XMLDesc(), domain.XMLDesc(2)):
+        assert 'template="debian"/>' in xml and "labctl-libvirt+fox+root-" in xml
+    assert domain.snapshotCurrent().getName() == "second"
+    assert domain.snapshotLookupByName("third").getParent().getName() == "second"
+    assert len(lab.volumes(three[2])) == 2
+    over_three.revert("fox", "first")
+    over_three.migrate("fox", {"three"}, live=False)
+    over_three.migrate("fox", {"one"}, live=False)
+    assert on(lab, three) == ["two"] and len(lab.volumes(three[1])) == 2
+    over_three.destroy("fox")
+    assert on(lab, three) == []
+
+
+#: Whatever changes something on the way, in this order.
+STEPS = [
+    (libvirt_migration, "_note"),
+    (Journey, "_shut_down"),
+    (Journey, "_cold"),
+    (Journey, "_bring"),
+    (Journey, "go"),
+    (libvirt_migration, "_complete"),
+    (libvirt_migration, "_names_in_use"),
+    (Hypervisor, "stop"),
+    (Hypervisor, "remove_volumes"),
+    (Hypervisor, "undefine"),
+]
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("now", ["two", "three"])
+@pytest.mark.parametrize(("place", "step"), STEPS, ids=[name for _, name in STEPS])
+def test_a_migration_that_was_killed_at_any_point_loses_nothing_and_is_completed_by_asking_again(
+    lab: Lab, three: list[str], monkeypatch: pytest.MonkeyPatch, place: Any, step: str, now: str, is_done: bool
+) -> None:
+    def killed(*arguments: Any, **keywords: Any) -> None:
+        if is_done:
+            real(*arguments, **keywords)
+        raise Killed
+
+    real = getattr(place, step)
+    provider = LibvirtProvider("libvirt", {"uris": three})
+    provider.create(wanted())
+    provider.snapshot("fox", "before")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, step, killed)
+        with pytest.raises(Killed):
+            provider.migrate("fox", {"one"}, live=False)
+
+    another = LibvirtProvider("libvirt", {"uris": list(reversed(three))})
+    assert another.names() == {"fox"} and another.look_up("fox") is not None
+    avoid = {"one", "two", "three"} - {now}
+    another.migrate("fox", avoid, live=False)
+
+    found = another.look_up("fox")
+    assert found is not None and found.running and found.host == now
+    there = next(uri for uri in three if lab.host(uri) == now)
+    assert lab.domain(there, "fox").snapshotListNames() == ["before"]
+    another.migrate("fox", avoid, live=False)
+    assert on(lab, three) == [now] and len(lab.volumes(there)) == 2
+    another.destroy("fox")
+    assert on(lab, three) == []
+
+
+def test_a_vm_that_runs_on_the_other_side_is_the_one_whatever_was_left_behind(
+    lab: Lab, three: list[str], over_three: LibvirtProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over_three.create(wanted())
+    with monkeypatch.context() as patch:
+        patch.setattr(libvirt_migration, "_complete", lambda *arguments: _raise(Killed()))
+        with pytest.raises(Killed):
+            over_three.migrate("fox", {"one"}, live=False)
+    monkeypatch.setattr(Journey, "go", lambda *arguments: pytest.fail("it is copied again"))
+    before = lab.domain(three[1], "fox").ID()
+
+    found = over_three.look_up("fox")
+    assert found is not None and found.running and found.host == "two"
+    over_three.migrate("fox", {"one"}, live=False)
+
+    assert on(lab, three) == ["two"] and lab.domain(three[1], "fox").ID() == before
+
+
+def test_a_vm_whose_migration_was_killed_can_be_destroyed(
+    lab: Lab, three: list[str], over_three: LibvirtProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over_three.create(wanted())
+    with monkeypatch.context() as patch:
+        patch.setattr(libvirt_migration, "_complete", lambda *arguments: _raise(Killed()))
+        with pytest.raises(Killed):
+            over_three.migrate("fox", {"one"}, live=False)
+    assert on(lab, three) == ["one", "two"]
+
+    over_three.destroy("fox")
+
+    assert on(lab, three) == []
+
+
+def test_while_a_hypervisor_is_down_it_is_not_known_where_a_vm_is_that_has_left(
+    lab: Lab, three: list[str], over_three: LibvirtProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over_three.create(wanted())
+    over_three.snapshot("fox", "before")
+    with monkeypatch.context() as patch:
+        patch.setattr(Hypervisor, "undefine", lambda *arguments: _raise(Killed()))
+        with pytest.raises(Killed):
+            over_three.migrate("fox", {"one"}, live=False)
+    lab.down.add(three[1])
+    provider = LibvirtProvider("libvirt", {"uris": three})
+
+    with pytest.raises(Unreachable):
+        provider.revert("fox", "before")
+
+    assert not lab.domain(three[0], "fox").isActive()
+
+
+def test_two_who_migrate_a_vm_at_once_get_one(
+    lab: Lab, three: list[str], over_three: LibvirtProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first goes on, though it was given up, while the second is asked."""
+    over_three.create(wanted())
+    real, asked = Journey._bring, []
+
+    def bring(journey: Journey, *arguments: Any) -> None:
+        real(journey, *arguments)
+        if not asked:
+            asked.append(True)
+            LibvirtProvider("libvirt", {"uris": three}).migrate("fox", {"one", "three"}, live=False)
+
+    monkeypatch.setattr(Journey, "_bring", bring)
+
+    over_three.migrate("fox", {"one", "three"}, live=False)
+
+    assert asked and on(lab, three) == ["two"]
+    assert lab.domain(three[1], "fox").isActive() and len(lab.volumes(three[1])) == 2
+
+
+@pytest.mark.parametrize("volumes", [[], [("debian.qcow2", "raw", 1024**3)], [("debian.qcow2", "qcow2", 1024**2)]])
+def test_a_vm_whose_base_volume_is_not_elsewhere_goes_on_where_it_is(
+    lab: Lab, three: list[str], volumes: list[tuple[str, str, int]]
+) -> None:
+    provider = LibvirtProvider("libvirt", {"uris": three[:2]})
+    provider.create(wanted())
+    lab.pool(three[1]).storageVolLookupByName("debian.qcow2").delete()
+    for volume in volumes:
+        lab.add_volume(three[1], *volume)
+
+    with pytest.raises(Misconfigured, match="template debian: "):
+        provider.migrate("fox", {"one"}, live=False)
+
+    assert lab.domain(three[0], "fox").isActive() and lab.domains(three[1]) == set()
+
+
+def test_a_vm_for_which_there_is_no_room_elsewhere_goes_on_where_it_is(lab: Lab, three: list[str]) -> None:
+    provider = LibvirtProvider("libvirt", {"uris": three[:2], "most_vms": 1})
+    provider.create(wanted())
+    provider.create(wanted("cat"))
+
+    with pytest.raises(NoCapacity, match="has 1 VMs"):
+        provider.migrate("fox", {"one"}, live=False)
+    provider.destroy("cat")
+    with pytest.raises(NoCapacity, match="out of service"):
+        provider.migrate("fox", {"one", "two"}, live=False)
+    root = "labctl-libvirt+fox+root.qcow2"
+    lab.pool(three[0]).storageVolLookupByName(root).delete()
+    for uri, name, size in ((three[0], root, 2 * 1024**3), (three[1], "full", ROOM - 1024**3)):
+        lab.pool(uri).createXML(
+            f"<volume><name>{name}</name><capacity>{size}</capacity><allocation>{size}</allocation></volume>"
+        )
+    with pytest.raises(NoCapacity, match="not enough free space"):
+        provider.migrate("fox", {"one"}, live=False)
+    assert on(lab, three[:1]) == ["one"] and lab.domain(three[0], "fox").isActive()
+
+
+def test_a_vm_with_snapshots_is_not_migrated_live(lab: Lab, three: list[str]) -> None:
+    provider = LibvirtProvider("libvirt", {"uris": three, "live_migration": "tcp://${host}"})
+    provider.create(wanted())
+    provider.snapshot("fox", "one")
+
+    with pytest.raises(Misconfigured, match="fox: libvirt cannot migrate a VM live that has snapshots"):
+        provider.migrate("fox", {"one"}, live=True)
+
+    assert on(lab, three) == ["one"] and lab.domain(three[0], "fox").isActive()
 
 
 # Connections

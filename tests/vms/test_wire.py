@@ -227,9 +227,17 @@ def test_a_change_may_hold_a_lifetime_and_tags() -> None:
     assert wire.change_from_wire({}, Rules()) == (Change(), [])
 
 
-@pytest.mark.parametrize("value", [0, "0", -1, "-1", "x", None, 1.5, True, [], {}])
-def test_a_lifetime_must_be_a_positive_number(value: Any) -> None:
-    text = str(value).lower() if isinstance(value, bool) else value
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((value, str(value)) for value in (0, "0", -1, "-1", "x", 1.5, [], {})),
+        (None, "null"),
+        (True, "true"),
+        ([None, "ä"], '[null, "ä"]'),
+        ({"a": False}, '{"a": false}'),
+    ],
+)
+def test_a_lifetime_must_be_a_positive_number_and_what_it_is_instead_is_told_as_json(value: Any, text: str) -> None:
     assert wrong({"lifetime": value}) == [f"You provided a lifetime ({text}) but you must provide a positive number."]
 
 
@@ -239,6 +247,11 @@ def test_a_lifetime_must_be_less_than_its_limit() -> None:
         "You provided a lifetime (100) that exceeds the configured maximum of 100."
     ]
     assert wrong({"lifetime": 87_600}) != []
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "null"), (["a"], '["a"]'), (True, "true"), ("x", "x")])
+def test_tags_that_are_no_object_are_told_as_json(value: Any, text: str) -> None:
+    assert wrong({"tags": value}) == [f"You provided tags ({text}) as something other than a hash."]
 
 
 def test_everything_that_is_wrong_is_said_at_once() -> None:

@@ -103,10 +103,7 @@ def choose(view: View) -> str:
 
 def moving(host: Host) -> bool:
     """Tell whether VMs are being moved away from a host; not those for which there is no room elsewhere."""
-    return any(
-        instance.move == MoveState.DONE or (instance.move == MoveState.WAITING and not instance.move_reason)
-        for instance in host.instances
-    )
+    return any(instance.move == MoveState.WAITING and not instance.move_reason for instance in host.instances)
 
 
 def failure(view: View) -> str:
@@ -255,9 +252,6 @@ class Emptying:
     def step(self) -> str:
         """Ask its projects and have its VMs moved; gives why the session cannot go on."""
         view, host = self.view, self.host
-        for instance in host.instances:
-            if instance.move == MoveState.FAILED:
-                return f"{instance.id} cannot be moved from {host.name}: {instance.move_reason}"
         longest = hints.read(view.metadata).host_timeout
         end = None if longest is None or host.since is None else host.since + timedelta(seconds=longest)
         if end is not None and view.now >= end:
@@ -268,7 +262,8 @@ class Emptying:
         self.do += answers.do
         answers.add_to(self.waits)
         for instance in host.instances:
-            self._see_to(instance, answers.agreed.get(instance.project))
+            if failed := self._see_to(instance, answers.agreed.get(instance.project)):
+                return failed
         self.waits.add(in_use(host), *ends(host), end)
         return ""
 
@@ -284,20 +279,25 @@ class Emptying:
             allowed=tuple(action for action in InstanceAction if action in allowed),
         ).ask()
 
-    def _see_to(self, instance: Instance, reply: Reply | None) -> None:
-        if reply is None:
-            # Whoever has not agreed, or cannot be asked, is waited for.
-            return
-        if instance.move is not None:
-            self.stuck = self.stuck or bool(instance.move_reason)
-            return
+    def _see_to(self, instance: Instance, reply: Reply | None) -> str:
+        """Have an instance moved, if its project has agreed; gives why it cannot be moved."""
+        if reply is None or instance.move == MoveState.WAITING:
+            # Whoever has not agreed, or cannot be asked, is waited for; and so is what goes on already.
+            self.stuck = self.stuck or bool(reply and instance.move_reason)
+            return ""
         how = chosen(instance, reply)
+        if instance.move == MoveState.FAILED:
+            if instance.move_how != InstanceAction.LIVE_MIGRATE or reply.instance_actions.get(instance.id) == how:
+                return f"{instance.id} cannot be moved from {self.host.name}: {instance.move_reason}"
+            # Its project has not asked for that.
+            how = InstanceAction.MIGRATE
         if how == InstanceAction.OWN_ACTION:
-            return
+            return ""
         if not instance.replaced or self.host.replaceable or moving(self.host):
             self.do.append(Move(instance.id, how))
         else:
             self.stuck = True
+        return ""
 
 
 def chosen(instance: Instance, reply: Reply) -> InstanceAction:
@@ -346,6 +346,9 @@ def _begin(view: View, waits: Waits) -> list[Want]:
     free = room(view)
     for host in left(view):
         if host.instances:
+            continue
+        if host.state == HostState.DRAINING and not host.settled:
+            waits.add(f"VMs that are just made, moved or destroyed on {host.name}")
             continue
         if host.state == HostState.DRAINING:
             do.append(Run(ActionType.HOST, host.name))

@@ -1,10 +1,10 @@
 """VMs by libvirt: each is an overlay of a base volume, on the least loaded of the provider's hypervisors."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
@@ -22,6 +22,19 @@ from labctl.vms.provider import (
 )
 from labctl.vms.providers.libvirt_domain import Shape, Text, render
 from labctl.vms.providers.libvirt_hypervisor import PATIENCE, Hypervisor, addresses, load, runs
+from labctl.vms.providers.libvirt_migration import (
+    Journey,
+    Place,
+    Uncertain,
+    has_arrived,
+    has_left,
+    moves,
+    or_uncertain,
+    settle,
+    whole,
+)
+
+T = TypeVar("T")
 
 #: As many as there are names from vdb to vdz.
 MOST_DISKS = 25
@@ -39,15 +52,15 @@ class Options(Shape):
     mark: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$")] = ""
     #: VMs on one hypervisor; 0: no limit.
     most_vms: Annotated[int, Field(ge=0)] = 0
+    #: How long a guest may take to shut down before its power is taken away, when it is migrated.
+    shutdown_seconds: Annotated[float, Field(ge=0)] = 60
+    #: Where a hypervisor takes in VMs that run, ``${host}`` being its host name; empty: they cannot be migrated live.
+    live_migration: str = ""
 
     @field_validator("uris", mode="before")
     @classmethod
     def _one_uri(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
-
-
-class Uncertain(Failed):
-    """Something of the VM may be left on a hypervisor, so it must not be made on another."""
 
 
 class LibvirtProvider(Provider):
@@ -76,31 +89,35 @@ class LibvirtProvider(Provider):
         mark = self._options.mark or f"labctl-{name}"
         uris = dict.fromkeys(self._options.uris)
         self._hypervisors = [Hypervisor(uri, mark, self._options.storage_pool) for uri in uris]
+        if len(self._hypervisors) > 1:
+            self.capabilities |= {"migrate", *(["live_migrate"] if self._options.live_migration else [])}
         self._placing = threading.Lock()
         self._turn = threading.Condition()
         self._busy: set[str] = set()
 
     # Finding
 
-    def _find(self, name: str) -> tuple[Hypervisor, Any] | None:
+    def _find(self, name: str) -> Place | None:
         """Find a VM; raises :class:`Failed` if it may be on a hypervisor that does not answer."""
-        silent = []
+        silent, moving = [], []
         for hypervisor in self._hypervisors:
             try:
                 if (domain := hypervisor.find(name)) is not None:
-                    return hypervisor, domain
+                    if not moves((hypervisor, domain)):
+                        return hypervisor, domain
+                    moving.append((hypervisor, domain))
             except Failed as error:
                 silent.append(str(error))
         if silent:
             raise self._silence(silent)
-        return None
+        return whole(moving)
 
     def _silence(self, silent: list[str]) -> Failed:
         """Say that some hypervisors do not answer, or all of them."""
         kind = Failed if len(silent) == len(self._hypervisors) else Unreachable
         return kind("; ".join(silent))
 
-    def _find_there(self, name: str) -> tuple[Hypervisor, Any]:
+    def _find_there(self, name: str) -> Place:
         found = self._find(name)
         if found is None:
             raise Failed(f"there is no VM {name}")
@@ -146,26 +163,36 @@ class LibvirtProvider(Provider):
                 hypervisor, domain = found
                 hypervisor.complete(domain, wanted)
                 return
-            errors: list[ProviderError] = []
-            left = list(self._hypervisors)
-            while left:
-                try:
-                    hypervisor = self._choose(left, wanted.name)
-                except Failed as error:
-                    errors.append(error)
-                    break
-                left.remove(hypervisor)
-                try:
-                    self._make(hypervisor, wanted, shape)
-                    return
-                except Uncertain:
-                    raise
-                except ProviderError as error:
-                    errors.append(error)
+            self._somewhere(
+                wanted.name, self._hypervisors, wanted.avoid, lambda there: self._make(there, wanted, shape)
+            )
+
+    def _somewhere(self, name: str, among: Sequence[Hypervisor], avoid: Set[str], make: Callable[[Hypervisor], T]) -> T:
+        """Make a VM on the hypervisor with the fewest, or on the next that can."""
+        errors: list[ProviderError] = []
+        left = list(among)
+        while left:
+            try:
+                hypervisor = self._choose(left, name)
+            except Failed as error:
+                errors.append(error)
+                break
+            left.remove(hypervisor)
+            try:
+                if avoid and hypervisor.host() in avoid:
+                    raise NoCapacity(f"{hypervisor.uri}: is out of service")
+                return make(hypervisor)
+            except Uncertain:
+                raise
+            except ProviderError as error:
+                errors.append(error)
+            finally:
+                with self._placing:
+                    hypervisor.expected.discard(name)
         text = "; ".join(str(error) for error in errors)
         raise next(kind(text) for kind in (NoCapacity, Failed, Misconfigured) if any(type(e) is kind for e in errors))
 
-    def _find_unless_new(self, wanted: Wanted) -> tuple[Hypervisor, Any] | None:
+    def _find_unless_new(self, wanted: Wanted) -> Place | None:
         """Find a VM that is to be made; a new one can be nowhere, so that nobody's silence matters."""
         try:
             return self._find(wanted.name)
@@ -207,7 +234,7 @@ class LibvirtProvider(Provider):
         with self._placing:
             for each in among:
                 try:
-                    load[each] = len(each.domains().keys() | each.expected)
+                    load[each] = len((each.domains().keys() | each.expected) - {name})
                 except Failed as error:
                     silent.append(str(error))
             if not load:
@@ -221,23 +248,18 @@ class LibvirtProvider(Provider):
     def _make(self, hypervisor: Hypervisor, wanted: Wanted, shape: Shape) -> None:
         """Make a VM on a hypervisor; nothing is left if that fails, unless it raises :class:`Uncertain`."""
         try:
-            if wanted.avoid and hypervisor.host() in wanted.avoid:
-                raise NoCapacity(f"{hypervisor.uri}: is out of service")
             domain = hypervisor.define(wanted, shape)
         except ProviderError as error:
             # It may be there all the same: the answer was lost, or another process was faster.
-            with _or_uncertain(error):
+            with or_uncertain(error):
                 if (domain := hypervisor.find(wanted.name)) is not None:
                     hypervisor.complete(domain, wanted)
                     return
             raise
-        finally:
-            with self._placing:
-                hypervisor.expected.remove(wanted.name)
         try:
             hypervisor.complete(domain, wanted)
         except ProviderError as error:
-            with _or_uncertain(error):
+            with or_uncertain(error):
                 self._remove(wanted.name, [(hypervisor, domain)], [hypervisor])
             raise
 
@@ -258,7 +280,7 @@ class LibvirtProvider(Provider):
         if silent and not found:
             raise self._silence(silent)
 
-    def _remove(self, name: str, found: Sequence[tuple[Hypervisor, Any]], everywhere: Sequence[Hypervisor]) -> None:
+    def _remove(self, name: str, found: Sequence[Place], everywhere: Sequence[Hypervisor]) -> None:
         for hypervisor, domain in found:
             hypervisor.stop(domain)
         for hypervisor in everywhere:
@@ -285,13 +307,40 @@ class LibvirtProvider(Provider):
         hypervisor, domain = self._find_there(name)
         hypervisor.revert(domain, snapshot)
 
+    # What maintenance needs
 
-@contextmanager
-def _or_uncertain(why: ProviderError) -> Iterator[None]:
-    try:
-        yield
-    except ProviderError as error:
-        raise Uncertain(f"{why}; and then {error}") from error
+    def migrate(self, name: str, avoid: Set[str], *, live: bool) -> None:
+        """Copy a VM to the hypervisor with the fewest, unless it is where it may be, and remove what is elsewhere."""
+        if ("live_migrate" if live else "migrate") not in self.capabilities:
+            raise Misconfigured(
+                "live_migration: is empty" if len(self._hypervisors) > 1 else "uris: there is one hypervisor"
+            )
+        with self._alone(name):
+            place = self._find_there(name)
+            if has_arrived(place):
+                self._settle(name, place)
+            if place[0].host() in avoid or has_left(place):
+                place = self._go(name, place, avoid, live)
+            self._settle(name, place)
+
+    def _go(self, name: str, place: Place, avoid: Set[str], live: bool) -> Place:
+        uri = self._options.live_migration if live else None
+        others = [hypervisor for hypervisor in self._hypervisors if hypervisor is not place[0]]
+        return self._somewhere(
+            name,
+            others,
+            avoid,
+            lambda there: Journey(name, place, there).go(self._options.shutdown_seconds, uri),
+        )
+
+    def _settle(self, name: str, place: Place) -> None:
+        others = []
+        for hypervisor in self._hypervisors:
+            # What is left where nobody answers now goes when the VM is destroyed.
+            with suppress(Failed):
+                if hypervisor is not place[0] and (domain := hypervisor.find(name)) is not None:
+                    others.append((hypervisor, domain))
+        settle(name, place, others)
 
 
 def _lines(error: ValidationError) -> list[str]:

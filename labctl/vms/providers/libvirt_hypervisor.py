@@ -7,9 +7,10 @@ whose it is. So nothing is lost when a process ends halfway.
 import errno
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
+from posixpath import basename
 from string import ascii_lowercase
 from time import monotonic
 from types import ModuleType
@@ -200,28 +201,49 @@ class Hypervisor:
             return {domain.name(): domain for uuid, domain in listed.items() if ours[uuid]}
 
     def _owns(self, domain: Any) -> bool:
-        found = sought(domain.metadata, load().VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE)
-        return found is not None and ET.fromstring(found).get("mark") == self._mark  # noqa: S314
+        return self.note(domain) is not None
+
+    def note(self, domain: Any) -> ET.Element | None:
+        """Read what labctl has noted in the metadata of a domain of ours."""
+        text = sought(domain.metadata, load().VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE)
+        note = None if text is None else ET.fromstring(text)  # noqa: S314
+        return note if note is not None and note.get("mark") == self._mark else None
 
     def volumes(self) -> list[tuple[str, Any]]:
         """Find all volumes of ours, each with the name of the VM that it belongs to."""
         with self.asked() as connection:
-            listed = self._pool(connection).listAllVolumes()
-            return [(owner, volume) for volume in listed if (owner := self._owner(volume.name()))]
+            listed = self.pool(connection).listAllVolumes()
+            return [(owner, volume) for volume in listed if (owner := self.owner(volume.name()))]
 
-    def _volume_name(self, name: str, part: str) -> str:
-        return f"{self._mark}+{name}+{part}.qcow2"
+    def volume_name(self, name: str, part: str, copy: str = "") -> str:
+        """Name the volume of a VM that is its ``root`` or its ``disk1``; ``copy`` tells those from each other."""
+        return f"{self._mark}+{name}+{part}{copy and '-'}{copy}.qcow2"
 
-    def _owner(self, volume: str) -> str | None:
-        found = re.fullmatch(r"(.+?)\+(.+)\+(root|disk\d+)\.qcow2", volume)
-        return found[2] if found and found[1] == self._mark else None
+    def parts(self, volume: str) -> tuple[str, str, str] | None:
+        """Take the name of a volume of ours apart: whose it is, which part of it, which copy of that."""
+        found = re.fullmatch(r"(.+?)\+(.+)\+(root|disk\d+)(?:-([0-9a-f]{8}))?\.qcow2", volume)
+        return (found[2], found[3], found[4] or "") if found and found[1] == self._mark else None
 
-    def _pool(self, connection: Any) -> Any:
+    def owner(self, volume: str) -> str | None:
+        """Tell whose a volume is; None: no VM's of ours."""
+        parts = self.parts(volume)
+        return parts[0] if parts else None
+
+    def volume_of(self, domain: ET.Element, name: str, part: str) -> str:
+        """Find which volume is a part of a VM by its domain, or which one would be."""
+        for volume in map(basename, sources(domain)):
+            if (parts := self.parts(volume)) is not None and parts[:2] == (name, part):
+                return volume
+        return self.volume_name(name, part)
+
+    def pool(self, connection: Any) -> Any:
+        """Find the storage pool, and start it if it is off."""
         pool = connection.storagePoolLookupByName(self._storage_pool)
         bring_about(pool.isActive, pool.create)
         return pool
 
-    def _path(self, pool: Any, volume: str) -> str:
+    def path(self, pool: Any, volume: str) -> str:
+        """Tell where a volume lies."""
         directory = ET.fromstring(pool.XMLDesc()).findtext("target/path")  # noqa: S314
         if not directory:
             raise Misconfigured(f"{self.uri}: the storage pool {self._storage_pool} is not a directory")
@@ -232,10 +254,10 @@ class Hypervisor:
     def define(self, wanted: Wanted, shape: Shape) -> Any:
         """Define the domain of a VM, whose volume is yet to be made."""
         with self.asked(making=True) as connection:
-            pool = self._pool(connection)
-            self._base(pool, wanted.template)
+            pool = self.pool(connection)
+            self.base(pool, wanted.template)
             kind = shape.domain_type or self._kind(connection)
-            path = self._path(pool, self._volume_name(wanted.name, "root"))
+            path = self.path(pool, self.volume_name(wanted.name, "root"))
             domain = render(shape, name=wanted.name, dns=wanted.domain, disk=path, kind=kind)
             ours = element(f"{{{NAMESPACE}}}vm", mark=self._mark, template=wanted.template)
             metadata = domain.find("metadata")
@@ -252,15 +274,16 @@ class Hypervisor:
     def complete(self, domain: Any, wanted: Wanted) -> None:
         """See to it that a domain has its volume and runs."""
         with self.asked(making=True) as connection:
-            pool = self._pool(connection)
-            root = self._volume_name(wanted.name, "root")
+            pool = self.pool(connection)
+            root = self.volume_of(ET.fromstring(domain.XMLDesc()), wanted.name, "root")  # noqa: S314
             if sought(pool.storageVolLookupByName, root) is None:
-                self._add_volume(pool, root, self._base(pool, wanted.template))
+                base = self.base(pool, wanted.template)
+                self.add_volume(pool, root, int(base.findtext("capacity", "0")), base)
             bring_about(domain.isActive, domain.create)
 
-    def _base(self, pool: Any, template: str) -> ET.Element:
+    def base(self, pool: Any, template: str) -> ET.Element:
         """Describe the base volume that a template names, by its name with or without the ending."""
-        if self._owner(template) or self._owner(f"{template}.qcow2"):
+        if self.owner(template) or self.owner(f"{template}.qcow2"):
             raise Misconfigured(f"template {template}: is the disk of a VM")
         for again in (False, True):
             if again:
@@ -270,20 +293,19 @@ class Hypervisor:
                 volume = sought(pool.storageVolLookupByName, name)
                 if volume is not None:
                     base = ET.fromstring(volume.XMLDesc())  # noqa: S314
-                    kind = _format(base)
+                    kind = volume_format(base)
                     if kind not in {"qcow2", "raw"}:
                         raise Misconfigured(f"template {template}: {volume.path()} is {kind}, neither qcow2 nor raw")
                     return base
         raise Misconfigured(f"template {template}: {self.uri} has no such volume in the storage pool {pool.name()}")
 
-    def _add_volume(self, pool: Any, name: str, base: ET.Element | None = None, gigabytes: int = 0) -> None:
+    def add_volume(self, pool: Any, name: str, capacity: int, base: ET.Element | None = None) -> None:
+        """See to it that there is a volume of so many bytes, which may be an overlay of another."""
         volume = element("volume", "", element("name", name), element("target", "", element("format", type="qcow2")))
-        if base is None:
-            volume.append(element("capacity", str(gigabytes), unit="GiB"))
-        else:
-            volume.append(element("capacity", base.findtext("capacity", "0"), unit="bytes"))
+        volume.append(element("capacity", str(capacity), unit="bytes"))
+        if base is not None:
             path = element("path", base.findtext("target/path", ""))
-            volume.append(element("backingStore", "", path, element("format", type=_format(base))))
+            volume.append(element("backingStore", "", path, element("format", type=volume_format(base))))
         text = ET.tostring(volume, encoding="unicode")
         bring_about(lambda: sought(pool.storageVolLookupByName, name), lambda: pool.createXML(text))
 
@@ -294,16 +316,16 @@ class Hypervisor:
         with self.asked():
             bring_about(lambda: not sought(domain.isActive), lambda: sought(domain.destroy))
 
-    def remove_volumes(self, name: str) -> None:
-        """Delete all volumes of a VM."""
+    def remove_volumes(self, name: str, keep: Set[str] = frozenset()) -> None:
+        """Delete all volumes of a VM but those with names to ``keep``."""
         libvirt = load()
-        for volume in [volume for owner, volume in self.volumes() if owner == name]:
+        for volume in [volume for owner, volume in self.volumes() if owner == name and volume.name() not in keep]:
             with self.asked() as connection:
                 try:
                     sought(volume.delete)
                 except libvirt.libvirtError:
                     # The file may be gone without libvirt, as where hypervisors share a directory.
-                    pool = self._pool(connection)
+                    pool = self.pool(connection)
                     pool.refresh()
                     if sought(pool.storageVolLookupByName, volume.name()) is not None:
                         raise
@@ -323,9 +345,9 @@ class Hypervisor:
         """Make a volume, and attach it wherever it is not: to what runs, and to what is started next time."""
         libvirt = load()
         with self.asked() as connection:
-            pool = self._pool(connection)
-            name = self._volume_name(domain.name(), f"disk{number}")
-            path = self._path(pool, name)
+            pool = self.pool(connection)
+            name = self.volume_of(ET.fromstring(domain.XMLDesc()), domain.name(), f"disk{number}")  # noqa: S314
+            path = self.path(pool, name)
             lacking, taken, _ = self._disks(domain, path)
             if not lacking:
                 return
@@ -333,7 +355,7 @@ class Hypervisor:
             if device is None:
                 raise Failed(f"{domain.name()} has no room for disk {number}")
             if sought(pool.storageVolLookupByName, name) is None:
-                self._add_volume(pool, name, gigabytes=gigabytes)
+                self.add_volume(pool, name, gigabytes * 1024**3)
             disk = element(
                 "disk",
                 "",
@@ -382,7 +404,8 @@ class Hypervisor:
             )
 
 
-def _format(volume: ET.Element) -> str:
+def volume_format(volume: ET.Element) -> str:
+    """Tell of which format a volume is."""
     kind = volume.find("target/format")
     return "raw" if kind is None else kind.get("type", "raw")
 
