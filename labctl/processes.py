@@ -1,11 +1,20 @@
-"""What the kernel does for whoever looks after processes: ends children with their parent, and finds descendants."""
+"""What the kernel does for whoever looks after processes: ends them with their parent, finds them, signals them."""
 
+import contextlib
 import ctypes
 import os
+import signal
+import time
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+#: States of processes that have ended, and of those that do nothing: the stopped ones too.
+ENDED = "ZX"
+STILL = "ZXTt"
+#: Seconds in which processes have stopped; it takes some thousandths.
+STOP_WITHIN = 1.0
 
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -26,23 +35,64 @@ def adopt_orphans() -> None:
     _call(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def descendants(*roots: int) -> set[int]:
-    """Find the children of processes, their children and so on, as they are now; without those that have ended."""
-    parents: dict[int, int] = {}
+def descendants(*roots: int, without: Container[int] = ()) -> list[int]:
+    """Find the children of processes, their children and so on, as they are now; without those that have ended.
+
+    Parents come before their children. Processes of ``without`` are left out, and so is what is below them.
+    """
+    children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
-            try:
-                state, parent = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:2]
-            except (OSError, ValueError):
-                continue
-            if state not in "ZX":
-                parents[int(entry)] = int(parent)
-    found: set[int] = set()
-    known = set(roots)
-    while more := {pid for pid, parent in parents.items() if parent in known} - found:
-        found |= more
-        known |= more
-    return found
+            state, parent = _look(int(entry))
+            if state not in ENDED:
+                children.setdefault(parent, []).append(int(entry))
+    found = list(roots)
+    # It grows meanwhile.
+    for pid in found:
+        found += [child for child in children.pop(pid, ()) if child not in without]
+    return found[len(roots) :]
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes, some of which may have ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def send_to_all(find: Callable[[], list[int]], number: signal.Signals) -> None:
+    """Send a signal to all processes that ``find`` gives, so that none of them does anything more before it has it.
+
+    A shell whose child has ended goes on with its next command, unless the signal has reached the shell as well; and a
+    process that is started meanwhile would get none. So all of them are stopped first.
+    """
+    pids = _stop(find)
+    send(pids, number)
+    # Children before their parents: some shells stop themselves when they find a child stopped.
+    send(reversed(pids), signal.SIGCONT)
+
+
+def _stop(find: Callable[[], list[int]]) -> list[int]:
+    """Stop processes, and those that they start meanwhile; after a while without those that cannot be stopped."""
+    deadline = time.monotonic() + STOP_WITHIN
+    before = None
+    while True:
+        found = find()
+        running = [pid for pid in found if _look(pid)[0] not in STILL]
+        # Twice, since what one look finds is not of one moment.
+        if (not running and found == before) or time.monotonic() >= deadline:
+            return found
+        before = None if running else found
+        send(running, signal.SIGSTOP)
+
+
+def _look(pid: int) -> tuple[str, int]:
+    """Give the state and the parent of a process, as proc(5) tells them; ``X`` is one that is no more."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+        return state, int(parent)
+    except (OSError, ValueError):
+        return "X", 0
 
 
 def _call(option: int, value: int) -> None:

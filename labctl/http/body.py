@@ -5,6 +5,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from datetime import date, timedelta
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -97,7 +98,25 @@ def describe(error: ValidationError) -> str:
 def text(request: Request, name: str) -> str | None:
     """Read a parameter of the query as text; None if it is missing."""
     value = request.query.get(name)
-    if value is None or (value.isascii() and "\0" not in value):
+    return None if value is None else _checked(value, name)
+
+
+def texts(request: Request, name: str) -> list[str]:
+    """Read all values of a parameter that may be given several times; :func:`text` reads the last one alone."""
+    pairs = parse_qsl(request.environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="surrogateescape")
+    return [_checked(value, name) for key, value in pairs if key == name]
+
+
+def once(request: Request, name: str) -> str | None:
+    """Read a parameter as :func:`text`; raises :class:`Invalid` if it is given twice, when one value would be lost."""
+    values = texts(request, name)
+    if len(values) > 1:
+        raise Invalid("must be given once", field=name)
+    return values[0] if values else None
+
+
+def _checked(value: str, name: str) -> str:
+    if value.isascii() and "\0" not in value:
         return value
     if "\0" in value:
         raise Invalid("must not contain NUL characters", field=name)

@@ -49,6 +49,7 @@ MOST_AT_ONCE = 2000
 #: The longest error text that is kept of a job.
 LONGEST_ERROR = 4000
 NOTHING = "nothing came from this host"
+NOT_BEGUN = "not begun"
 
 
 class Over(BaseException):
@@ -91,6 +92,8 @@ class Carrying:
         self._hosts = frozenset(taken.hosts)
         #: How it went on each host so far.
         self._states: dict[str, HostState] = {}
+        #: The hosts that something was begun on: a task may stop before it comes to the others.
+        self._reached: set[str] = set()
         self._begun = 0
         self._strange = 0
         # What waits to be written
@@ -229,6 +232,7 @@ class Carrying:
         self._check()
         run = self._executor.begin(order)
         self._begun += 1
+        self._reached.update(order.hosts)
         with self._lock:
             self._runs.append(run)
         # If it was told to end just before, nobody has cancelled this one.
@@ -309,6 +313,7 @@ class Carrying:
         if host not in self._hosts or (single and (state is None or host in self._states)):
             self._wonder(result)
             return
+        self._reached.add(host)
         if self.taken.operation == Operation.EXECUTE and time.monotonic() >= self._deadline:
             self._timed_out = self._timed_out or result.values.get("rtc") == TIMED_OUT
         final = state if single or state in chunks.BAD else None
@@ -373,7 +378,8 @@ class Carrying:
         ended = {host: state for host, state in self._states.items() if not cut or self._has_ended(state)}
         for host in self.taken.hosts if self._begun else ():
             if host not in ended:
-                self._add(chunks.nothing(self.taken.operation, host, cut or NOTHING), HostState.FAILED)
+                reason = cut or (NOTHING if host in self._reached else NOT_BEGUN)
+                self._add(chunks.nothing(self.taken.operation, host, reason), HostState.FAILED)
         failed = sum(state in chunks.BAD for state in ended.values()) + len(self.taken.hosts) - len(ended)
         if self._strange:
             log.warning("remote_results_dropped", extra={"jid": self.taken.jid, "count": self._strange})

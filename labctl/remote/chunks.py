@@ -28,19 +28,27 @@ UNSPEAKABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def make(status: Status, values: Mapping[str, Any], most: int) -> str:
-    """Give the chunk of a result; of one longer than ``most`` bytes the longest texts are cut in the middle."""
+    """Give the chunk of a result; of one longer than ``most`` bytes the longest texts are cut in the middle.
+
+    They are cut to the same length, and to no shorter one than is necessary for the whole to fit.
+    """
     plain = {**values, "status": int(status)}
     chunk = _dump(plain)
     if len(chunk) <= most:
         return chunk.decode()
-    # Each text may be a part of it: as JSON a character takes up to twelve bytes, but hardly ever does.
-    limit = most
-    while len(chunk) > most and limit > 16:
-        limit //= 2
-        chunk = _dump(_cut(plain, limit))
-    if len(chunk) > most:
-        chunk = _dump({"status": int(status), "message": f"{len(_dump(plain))} bytes of output are too many"})
-    return chunk.decode()
+    # As JSON a character takes one to twelve bytes: which length fits is found by halving what it may be.
+    best = None
+    fits, limit = 8, most
+    while limit - fits > max(8, limit // 256):
+        middle = (fits + limit) // 2
+        chunk = _dump(_cut(plain, middle))
+        if len(chunk) <= most:
+            best, fits = chunk, middle
+        else:
+            limit = middle
+    if best is None:
+        best = _dump({"status": int(status), "message": f"{len(_dump(plain))} bytes of output are too many"})
+    return best.decode()
 
 
 def _dump(values: Any) -> bytes:

@@ -75,12 +75,12 @@ class TargetController(Resource):
 
     def get(self, request: Request) -> Any:
         """List the names of the hosts that ``pattern`` means, all by default."""
-        pattern = body.text(request, "pattern")
-        if pattern is not None and not pattern.strip():
+        given = body.texts(request, "pattern")
+        if not all(pattern.strip() for pattern in given):
             raise Invalid("must not be empty", field="pattern")
         with reading() as session:
             hosts = queries.hosts(session)
-        return list(hosts) if pattern is None else patterns.choose(hosts, [pattern])[0]
+        return patterns.choose(hosts, given)[0] if given else list(hosts)
 
 
 # Jobs
@@ -268,8 +268,8 @@ class BlockingController(OperationController):
 
     def get(self, request: Request) -> Any:
         """Have the operation carried out, and answer ``{HOST: chunk}`` when it has ended."""
-        text = partial(body.text, request)
-        targets = wire.targets_from_query(text("target"), text("targets"))
+        text = partial(body.once, request)
+        targets = wire.targets_from_query(body.texts(request, "target") + body.texts(request, "targets"))
         data: dict[str, Any] = {name: text(name) for name in ("name", "graceful", "cmd")}
         data["state"] = wire.service_state(text("state"))
         wanted = Wanted(self.operation, targets, wire.arguments_from_wire(self.operation, data))
@@ -290,7 +290,7 @@ class BlockingController(OperationController):
 
     def _patience(self, request: Request) -> float:
         longest = self.tree.settings.remote_wait
-        value = body.text(request, "wait")
+        value = body.once(request, "wait")
         try:
             seconds = longest if value is None else float(value)
         except ValueError:

@@ -1,7 +1,7 @@
 """Which hosts a pattern means: names of hosts and groups, shell patterns, and how they are put together."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import translate
 
 from labctl.errors import Invalid
@@ -14,61 +14,67 @@ MOST_PARTS = 100
 _WILD = re.compile(r"[*?\[]")
 
 
-def choose(hosts: Hosts, given: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Give the hosts that any of the given texts means, in their order and once each, and what of the texts means none.
+def choose(hosts: Hosts, given: Collection[str]) -> tuple[list[str], list[str]]:
+    """Give the hosts that the given texts mean together, in their order and once each, and what of them means none.
 
     The name of a host means that host, whatever characters it has. Else a text consists of parts with commas between
     them, each the name of a host, the name of a group, ``all``, or a shell pattern (``*``, ``?``, ``[...]``); letter
-    case matters. A part behind ``!`` takes its hosts away, one behind ``&`` leaves only its hosts, wherever they stand;
-    where there are only such parts, all hosts are what they start from.
+    case matters. A part behind ``!`` takes its hosts away, one behind ``&`` leaves only its hosts. It makes no
+    difference whether parts are in one text or in several, nor where the signed ones stand: they apply to all that is
+    given, so that what somebody has excluded is never done after all. Where there are only such parts, all hosts are
+    what they start from.
 
     Every part must mean some host: a typing mistake must not make the list of hosts shorter, nor longer behind ``!``.
-    Only a shell pattern behind ``!`` may mean none, for it takes away whatever has such a name: ``all,!old*``. A group
-    without hosts is not known.
+    Only a shell pattern behind ``!`` may mean none, for it takes away whatever has such a name: ``all,!old*``; but not
+    where there are only signed parts, since a mistake in ``!old*`` would mean every host. A group without hosts is not
+    known.
     """
-    chosen: dict[str, None] = {}
-    missing: dict[str, None] = {}
-    parts = 0
+    place = {host: number for number, host in enumerate(hosts)}
+    added: dict[str, None] = {}
+    taken: set[str] = set()
+    kept = set(hosts)
+    #: What means no host, and whether it may where something is added.
+    nothing: dict[str, bool] = {}
+    adds = signed = False
+    for text, parts in _split(hosts, given):
+        found: set[str] = set()
+        for sign, name in parts:
+            fitting = _fitting(name, hosts)
+            if not fitting:
+                nothing[sign + name] = sign == "!" and bool(_WILD.search(name))
+            if sign == "!":
+                taken |= fitting
+            elif sign == "&":
+                kept &= fitting
+            else:
+                found |= fitting
+            adds, signed = adds or not sign, signed or bool(sign)
+        if not parts:
+            nothing[text] = False
+        added |= dict.fromkeys(sorted(found, key=place.__getitem__))
+    if signed and not adds:
+        added = dict.fromkeys(hosts)
+    chosen = [host for host in added if host in kept and host not in taken]
+    missing = [part for part, may in nothing.items() if not (may and adds)]
+    return chosen, missing if chosen or missing else list(dict.fromkeys(given))
+
+
+def _split(hosts: Hosts, given: Iterable[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Give each text with its parts, which are a sign or none, and what stands behind it."""
+    count = 0
     for text in given:
         if text in hosts:
-            chosen[text] = None
+            yield text, [("", text)]
             continue
-        parts += text.count(",") + 1
-        if parts > MOST_PARTS:
+        count += text.count(",") + 1
+        if count > MOST_PARTS:
             raise Invalid(f"more than {MOST_PARTS} patterns in one request")
-        found, nothing = _meant(text, hosts)
-        chosen |= dict.fromkeys(host for host in hosts if host in found)
-        if not found and not nothing:
-            nothing = [text]
-        missing |= dict.fromkeys(nothing)
-    return list(chosen), list(missing)
+        yield text, [_signed(part, hosts) for part in map(str.strip, text.split(",")) if part]
 
 
-def _meant(text: str, hosts: Hosts) -> tuple[set[str], list[str]]:
-    """Give the hosts that a text means, and those of its parts that mean none although they should."""
-    added: set[str] = set()
-    taken: set[str] = set()
-    kept: set[str] | None = None
-    adds = signed = False
-    nothing = []
-    for part in filter(None, map(str.strip, text.split(","))):
-        sign = part[0] if part[0] in "!&" and len(part) > 1 and part not in hosts else ""
-        name = part[len(sign) :]
-        fitting = _fitting(name, hosts)
-        if not fitting and not (sign == "!" and _WILD.search(name)):
-            nothing.append(part)
-        signed = signed or bool(sign)
-        if sign == "!":
-            taken |= fitting
-        elif sign == "&":
-            kept = fitting if kept is None else kept & fitting
-        else:
-            adds, added = True, added | fitting
-    if signed and not adds:
-        added = set(hosts)
-    if kept is not None:
-        added &= kept
-    return added - taken, nothing
+def _signed(part: str, hosts: Hosts) -> tuple[str, str]:
+    sign = part[0] if part[0] in "!&" and len(part) > 1 and part not in hosts else ""
+    return sign, part[len(sign) :]
 
 
 def _fitting(part: str, hosts: Hosts) -> set[str]:

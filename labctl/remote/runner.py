@@ -36,6 +36,9 @@ RENEW_AFTER = 1 / 6
 #: Seconds between looks at the inventory, and between notes that it is as it was.
 INVENTORY_EVERY, INVENTORY_STAMP = 3.0, 30.0
 
+#: The hosts with their groups, or why they could not be read.
+Read = tuple[Mapping[str, Set[str]] | None, str | None]
+
 
 class Runner:
     """One runner; :meth:`start`, :meth:`stop` and :meth:`join` are for the process, :meth:`tick` is one round."""
@@ -216,7 +219,8 @@ class Runner:
     # The inventory
 
     def _keep_inventory(self) -> None:
-        written: tuple[Mapping[str, Set[str]] | None, str | None] | None = None
+        written: Read | None = None
+        told: str | None = None
         stamp_at = 0.0
         while not self._stopping.is_set():
             read = self._read_inventory()
@@ -225,14 +229,21 @@ class Runner:
                     with db.transaction() as session:
                         changed = running.write_inventory(session, *read)
                     written, stamp_at = read, time.monotonic() + INVENTORY_STAMP
-                    if changed or read[1]:
-                        hosts = None if read[0] is None else len(read[0])
-                        log.info("inventory_read", extra={"hosts": hosts, "reason": read[1]})
+                    told = self._tell_of_inventory(read, told, changed)
                 except Exception as error:
                     log.warning("inventory_not_written", extra={"reason": str(error)})
             self._stopping.wait(INVENTORY_EVERY)
 
-    def _read_inventory(self) -> tuple[Mapping[str, Set[str]] | None, str | None]:
+    def _tell_of_inventory(self, read: Read, told: str | None, changed: bool) -> str | None:
+        """Log what is new, and give the reason that was logged last; it is told once, not every few seconds."""
+        hosts, reason = read
+        if reason is not None and reason != told:
+            log.warning("inventory_failed", extra={"reason": reason})
+        elif hosts is not None and (changed or told is not None):
+            log.info("inventory_read", extra={"hosts": len(hosts)})
+        return reason
+
+    def _read_inventory(self) -> Read:
         try:
             return {name: frozenset(groups) for name, groups in self._executor.hosts().items()}, None
         except ExecutorError as error:

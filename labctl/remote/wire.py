@@ -87,16 +87,17 @@ def flag(value: Any, name: str) -> bool:
 
 def targets_from_wire(data: Mapping[str, Any]) -> list[str]:
     """Read the hosts of a request."""
-    given = data.get("targets") or data.get("target")
-    if not isinstance(given, list) or not given:
+    lists = [given for given in (data.get("target"), data.get("targets")) if given]
+    if not lists or not all(isinstance(given, list) for given in lists):
         raise Invalid(NO_TARGETS)
+    given = [target for targets in lists for target in targets]
     if not all(isinstance(target, str) and 0 < len(target) <= MOST_TEXT for target in given):
         raise Invalid(f"{NO_TARGETS}: each of the targets must be text of 1 to {MOST_TEXT} characters")
     return given
 
 
-def targets_from_query(*given: str | None) -> list[str]:
-    """Read the hosts of a query, each of whose parameters may be there."""
+def targets_from_query(given: Sequence[str]) -> list[str]:
+    """Read the hosts of a query out of all values of its parameters; some may be empty."""
     targets = [target for target in given if target]
     if not targets:
         raise Invalid(NO_TARGETS)

@@ -1,5 +1,6 @@
 """VMs, and requests for them, as vmpooler's clients know them."""
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,7 +220,8 @@ def _tags(value: Any, rules: Rules, wrong: list[str]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """Give a text as it is, and everything else as a client writes it in JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _kept(pattern: re.Pattern[str] | None, text: str) -> str:

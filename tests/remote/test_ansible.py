@@ -191,14 +191,15 @@ def test_a_service_that_does_not_start_says_why(executor: AnsibleExecutor) -> No
 
 
 def test_what_a_command_leaves_behind_on_purpose_goes_on(executor: AnsibleExecutor) -> None:
-    result = execute(executor, "setsid sleep 600 >/dev/null 2>&1 & sleep 600 & echo $!")
-    pid = int(result.values["stdout"])
+    result = execute(executor, "setsid sleep 600 >/dev/null 2>&1 & echo $!; sleep 600 & echo $!")
+    pids = [int(pid) for pid in result.values["stdout"].split()]
     try:
-        assert result.status == Status.CHANGED
+        assert result.status == Status.CHANGED and len(pids) == 2
         execute(executor, "true")
-        assert alive(pid)
+        assert all(alive(pid) for pid in pids)
     finally:
-        os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_of_long_output_beginning_and_end_are_kept(executor: AnsibleExecutor) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from labctl import processes
+from labctl.remote.carrying import CANCEL_PATIENCE
 from labctl.remote.executor import Order, Run
+from labctl.remote.executors import ansible_server
 from labctl.remote.executors.ansible import AnsibleExecutor
 from labctl.remote.states import Operation, Status
 from tests.acceptance.lab import alive, until
@@ -33,6 +35,15 @@ sleep 1000
 """
 #: Seconds that are too few for what is only noticed when something else happens.
 SOON = 10
+#: Many shells in one command, each of which goes on with a next one. What they wait for begins much later than they do,
+#: so that the order of the numbers of processes, by whatever they are sorted, is not that of parents and children.
+MANY = """mkfifo {file}.fifo
+for i in $(seq 60); do (read go < {file}.fifo; sleep 60; echo x >> {file}) & done
+i=0; while [ $i -lt 420 ]; do (:); i=$((i + 1)); done
+: > {file}.fifo
+echo $$ > {file}.pid
+wait
+"""
 WORKER = """
 import sys
 from pathlib import Path
@@ -40,9 +51,11 @@ from labctl.remote.executor import Order
 from labctl.remote.executors.ansible import AnsibleExecutor
 from labctl.remote.states import Operation
 executor = AnsibleExecutor({"workdir": sys.argv[1]}, Path("unused"))
-run = executor.begin(Order("jid", Operation.EXECUTE, ("web1", "here"), {"command": sys.argv[2]}, 600, lease=5))
+order = Order("jid", Operation.EXECUTE, ("web1", "here"), {"command": sys.argv[2]}, 600, lease=5)
+runs = [executor.begin(order) for _ in range(int((*sys.argv, 1)[3]))]
 while True:
-    run.read(1)
+    for run in runs:
+        run.read(1)
 """
 
 
@@ -95,7 +108,7 @@ def gone(pids: list[int]) -> Callable[[], bool]:
     return lambda: not any(alive(pid) for pid in pids)
 
 
-def below(pid: int) -> set[int]:
+def below(pid: int) -> list[int]:
     return processes.descendants(pid)
 
 
@@ -108,6 +121,21 @@ def test_a_command_that_is_cancelled_ends_on_its_host_whatever_it_ignores(
 
     until(gone(pids), "the command has ended")
     assert read_all(run) == [] and run.error is None
+
+
+@pytest.mark.parametrize("host", ["web1", "here"])
+def test_no_shell_of_a_command_that_is_cancelled_goes_on_with_what_comes_next(
+    shared: AnsibleExecutor, host: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "never"
+    run = begin(shared, Operation.EXECUTE, host, command=MANY.format(file=file))
+    pid = pid_in(Path(f"{file}.pid"))
+    pids = until(lambda: len(found := below(pid)) == 120 and found, "all of its shells run")
+    run.cancel()
+
+    read_all(run)
+    until(gone([pid, *pids]), "the command has ended")
+    assert not file.exists()
 
 
 def test_a_step_of_a_role_whose_time_is_up_ends(shared: AnsibleExecutor, tmp_path: Path) -> None:
@@ -207,6 +235,54 @@ def test_when_who_looks_after_a_job_is_killed_the_server_does(executor: AnsibleE
     read_all(run)
     assert run.error == "the process that carried this out was lost"
     assert [result.values["stdout"] for result in read_all(other)] == ["hello\n"]
+
+
+def test_a_job_that_is_cancelled_while_who_looks_after_it_is_stopped_ends_before_that_is_told(
+    executor: AnsibleExecutor, tmp_path: Path
+) -> None:
+    other = begin(executor, Operation.EXECUTE, "here", command=f"echo $$ > {tmp_path}/other; sleep 8; echo hello")
+    pid_in(tmp_path / "other")
+    file = tmp_path / "never"
+    run = begin(executor, Operation.EXECUTE, "here", command=MANY.format(file=file))
+    pid = pid_in(Path(f"{file}.pid"))
+    pids = [supervisor_of(pid), pid, *below(pid)]
+    os.kill(pids[0], signal.SIGSTOP)
+    run.cancel()
+
+    assert read_all(run, CANCEL_PATIENCE) == []
+    assert gone(pids)() and not file.exists()
+    assert [result.values["stdout"] for result in read_all(other)] == ["hello\n"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_server_ends_with_its_worker_although_those_who_looked_after_jobs_were_killed(
+    lab: Lab, tmp_path: Path, how: signal.Signals
+) -> None:
+    command = f"echo $$ > {tmp_path}/pid-$$; sleep 1000; echo x >> {tmp_path}/never"
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(lab.directory), command, "6"])
+    try:
+        until(lambda: len(list(tmp_path.glob("pid-*"))) == 12, "the commands run")
+        pids = [pid_in(one) for one in tmp_path.glob("pid-*")]
+        [server] = [pid for pid in below(worker.pid) if parent(pid) == worker.pid and is_server(pid)]
+        for pid in [pid for pid in below(server) if parent(pid) == server and is_server(pid)]:
+            os.kill(pid, signal.SIGKILL)
+            # One ends while the server is at work for another.
+            time.sleep(0.02)
+        if how == signal.SIGTERM:
+            until(gone(pids), "the commands have ended", SOON)
+    finally:
+        worker.send_signal(how)
+        worker.wait()
+
+    until(gone([server, *pids]), "everything has ended", SOON)
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_server_does_not_wait_for_ever_for_what_cannot_be_ended() -> None:
+    # Linux has no process of this number, so no signal reaches it.
+    nobody = 2**22 + 1
+
+    assert not ansible_server.end(lambda: [nobody], longest=0.1)
 
 
 def test_when_ansible_itself_is_killed_its_job_ends_with_all_that_it_runs(

@@ -152,6 +152,12 @@ def test_a_pattern_chooses_hosts(alice: TestApp, pattern: str, hosts: list[str])
     assert alice.get(f"/target?pattern={pattern}").json == hosts
 
 
+def test_several_patterns_choose_as_the_targets_of_an_operation(alice: TestApp) -> None:
+    assert alice.get("/target?pattern=web&pattern=db*&pattern=!web1").json == ["web2", "db1"]
+    assert alice.get("/target?pattern=nosuch&pattern=db1").json == ["db1"]
+    assert alice.get("/target?pattern=web&pattern=", status=400).json == {"message": "pattern: must not be empty"}
+
+
 def test_an_empty_pattern_is_refused_and_so_are_too_many(alice: TestApp) -> None:
     assert alice.get("/target?pattern=", status=400).json == {"message": "pattern: must not be empty"}
     assert "more than 100 patterns" in alice.get(f"/target?pattern={'a*,' * 200}", status=400).json["message"]
@@ -236,6 +242,60 @@ def test_every_target_is_text(alice: TestApp, target: Any) -> None:
 def test_targets_are_called_target_as_well(alice: TestApp) -> None:
     jid = alice.post_json("/service", {"target": ["web1"], "name": "nginx", "state": 0}).json["jid"]
     assert job(alice, jid)["targets"] == ["web1"]
+    jid = alice.post_json("/ping", {"target": ["web"], "targets": ["db1", "!web1"]}).json["jid"]
+    assert job(alice, jid)["targets"] == ["web2", "db1"]
+    for other in ("db1", {"db1": 1}, 5):
+        assert alice.post_json("/ping", {"target": ["web1"], "targets": other}, status=400).json == {
+            "message": "no target(s) given"
+        }
+
+
+@pytest.mark.parametrize("operation", POSTS)
+def test_a_host_that_is_excluded_anywhere_is_left_alone(alice: TestApp, operation: str) -> None:
+    expected = [name for name in sorted(HOSTS) if name != "web1"]
+    for targets in (["all", "!web1"], ["!web1", "all", "web1"], ["!web1"]):
+        jid = post(alice, operation, *targets)
+        assert job(alice, jid)["targets"] == expected
+        alice.post(f"/jobs/{jid}/cancel")
+
+
+@pytest.mark.parametrize("operation", GETS)
+def test_each_target_of_a_query_counts(alice: TestApp, at: str, operation: str) -> None:
+    for query, hosts in (
+        ("target=web1&target=db1", ["web1", "db1"]),
+        ("targets=web1&target=&target=db1&targets=web2", ["db1", "web1", "web2"]),
+        ("target=web&target=!web1", ["web2"]),
+        ("targets=!web1&target=web&target=db", ["web2", "db1"]),
+    ):
+        jid = alice.get(f"{at}/{operation}?{query}{GETS[operation]}&wait=0", status=202).json["jid"]
+        assert job(alice, jid)["targets"] == hosts
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("execute?cmd=ls&cmd=uptime", "cmd"),
+        ("service?name=a&state=0&state=1", "state"),
+        ("service?name=a&name=b&state=0", "name"),
+        ("service?name=a&state=2&graceful=1&graceful=0", "graceful"),
+        ("ping?timeout=1&timeout=2", "timeout"),
+        ("ping?wait=0&wait=1", "wait"),
+    ],
+)
+def test_any_other_parameter_of_an_operation_is_given_once(
+    session: Session, alice: TestApp, query: str, name: str
+) -> None:
+    answer = alice.get(f"/{query}&target=web1", status=400)
+    assert answer.json == {"message": f"{name}: must be given once"}
+    assert session.scalar(select(func.count()).select_from(RemoteJob)) == 0
+
+
+def test_a_typing_mistake_behind_a_sign_does_not_act_on_every_host(session: Session, alice: TestApp) -> None:
+    expected = {"message": "no hosts match that target: !wbe*"}
+    assert alice.post_json("/ping", {"targets": ["!wbe*"]}, status=404).json == expected
+    assert alice.get("/ping?target=!web1&targets=!wbe*&wait=0", status=404).json == expected
+    assert session.scalar(select(func.count()).select_from(RemoteJob)) == 0
+    assert job(alice, post(alice, "ping", "web", "!wbe*"))["targets"] == ["web1", "web2"]
 
 
 @pytest.mark.parametrize("name", HOSTS)

@@ -46,7 +46,6 @@ def meant(*texts: str) -> list[str]:
         ("&old", ["db2", "web2"]),
         ("!web*,web1", []),
         ("db,!nosuch*", ["db1", "db2"]),
-        ("!nosuch*", list(HOSTS)),
         ("front,&db", []),
     ],
 )
@@ -75,7 +74,53 @@ def test_letter_case_matters_and_nothing_else_is_a_pattern(pattern: str) -> None
 
 
 def test_several_texts_are_taken_in_their_order_and_those_that_mean_nothing_are_told() -> None:
-    assert choose(HOSTS, ["web2", "nosuch", "db*", "web2", "*,!*"]) == (["web2", "db1", "db2"], ["nosuch", "*,!*"])
+    assert choose(HOSTS, ["web2", "nosuch", "db*", "web2", ","]) == (["web2", "db1", "db2"], ["nosuch", ","])
+
+
+@pytest.mark.parametrize(
+    ("texts", "hosts"),
+    [
+        (["all", "!web1"], [host for host in HOSTS if host != "web1"]),
+        (["!web1", "all"], [host for host in HOSTS if host != "web1"]),
+        (["web2", "!web1,!old", "web1", "db1"], ["db1"]),
+        (["web2", "db*", "!db1"], ["web2", "db2"]),
+        (["db*", "web*", "&old"], ["db2", "web2"]),
+        (["front", "&old", "&db,db"], ["db2"]),
+        (["!web*", "!db"], ["[x]", "fe80::1"]),
+        (["&old", "!db"], ["web2"]),
+        (["db1", "!nosuch*"], ["db1"]),
+    ],
+)
+def test_signed_parts_apply_to_all_texts_wherever_they_stand(texts: list[str], hosts: list[str]) -> None:
+    assert meant(*texts) == hosts
+    # What only means something together does not depend on which part is in which text.
+    assert sorted(meant(",".join(texts))) == sorted(hosts)
+
+
+@pytest.mark.parametrize("texts", [["web1", "!web1"], ["front", "&db"], ["*,!*", "db1"], ["!*"]])
+def test_texts_that_leave_no_host_are_all_told(texts: list[str]) -> None:
+    assert choose(HOSTS, texts) == ([], texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "nothing"),
+    [
+        (["!lob*"], ["!lob*"]),
+        (["!lob*,!web1"], ["!lob*"]),
+        (["!web1", "!lob*", "!lib?"], ["!lob*", "!lib?"]),
+        (["&old", "!lob*"], ["!lob*"]),
+    ],
+)
+def test_a_mistake_behind_a_sign_does_not_mean_every_host(texts: list[str], nothing: list[str]) -> None:
+    assert choose(HOSTS, texts)[1] == nothing
+    assert choose(HOSTS, ["db1", "db2", *texts])[1] == []
+
+
+def test_the_name_of_a_host_is_no_sign_for_the_other_texts() -> None:
+    hosts: dict[str, list[str]] = {name: [] for name in ("!a", "&b", "a", "b", "c,!a")}
+    for texts in (["!a", "a"], ["a", "&b"], ["c,!a", "a", "b"]):
+        assert choose(hosts, texts) == (texts, [])
+    assert choose(hosts, ["all", "!!a"]) == (["&b", "a", "b", "c,!a"], [])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -469,6 +470,35 @@ def test_the_inventory_is_read_at_the_start_and_again(lab: RemoteLab, monkeypatc
     assert "delta" in hosts_and_error()[0]
 
 
+def test_that_the_inventory_cannot_be_read_is_a_warning_once_for_each_reason(
+    lab: RemoteLab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("labctl.remote.runner.INVENTORY_EVERY", 0.01)
+    monkeypatch.setattr("labctl.remote.runner.INVENTORY_STAMP", 0.01)
+    caplog.set_level("INFO", "labctl.remote.runner")
+
+    def stamp() -> datetime | None:
+        with db.transaction() as session:
+            found = session.get(RemoteInventory, 1)
+            return found.read if found else None
+
+    def told() -> list[tuple[str, str, Any]]:
+        found = [record for record in caplog.records if record.message.startswith("inventory_")]
+        return [(record.levelname, record.message, getattr(record, "reason", None)) for record in found]
+
+    lab.start()
+    expected = [("INFO", "inventory_read", None)]
+    for reason in ("hosts.ini is gone", "hosts.ini is malformed"):
+        lab.faults(hosts_error=reason)
+        expected.append(("WARNING", "inventory_failed", reason))
+        until(lambda: told() == expected, f"{reason}: that is told")
+        for _ in range(3):
+            before = stamp()
+            until(lambda: stamp() != before, "it was tried again")  # noqa: B023
+    lab.faults()
+    until(lambda: told() == [*expected, ("INFO", "inventory_read", None)], "it can be read again")
+
+
 # Tasks
 
 
@@ -493,7 +523,9 @@ def test_a_rolling_restart_stops_at_the_first_batch_that_fails(lab: RemoteLab) -
 
     assert (job.state, job.error) == ("failed", "2 of 3 remote host(s) got task errors")
     assert lab.hosts(job) == {"alpha": "changed", "beta": "failed", "gamma": "failed"}
-    assert [chunk["return_data"] for chunk in lab.output(job, "gamma")] == ["nothing came from this host"]
+    assert lab.output(job, "gamma") == [
+        {"status": 3, "message": "not begun", "name": "end", "return_data": "not begun"}
+    ]
 
 
 def test_the_service_of_a_rolling_restart_is_in_lower_case_as_with_the_operation(lab: RemoteLab) -> None:

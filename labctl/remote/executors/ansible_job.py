@@ -80,16 +80,21 @@ def carry_out(request: dict[str, Any], send: Send, directory: Path) -> None:
 
 
 def tell_hosts(request: dict[str, Any], send: Send) -> None:
-    """Send the names of all hosts with their groups; an inventory that is broken is an error, not a warning."""
+    """Send the names of all hosts with their groups."""
+    inventory = read_strictly(lambda: Job(request).prepare()[1])
+    hosts = {host.name: sorted(str(group.name) for group in host.get_groups()) for host in inventory.get_hosts("all")}
+    send({"hosts": hosts, "sources": [str(source) for source in inventory._sources]})
+
+
+def read_strictly(read: Callable[[], Any]) -> Any:
+    """Have an inventory read; one that is broken is an error, not a warning as it is for an order."""
     constants.INVENTORY_ANY_UNPARSED_IS_FAILED = True
     complaints: list[str] = []
     Display.error_as_warning = lambda self, msg, exception, **rest: complaints.append(one_line(exception))
     try:
-        _, inventory, _ = Job(request).prepare()
+        return read()
     except AnsibleError as error:
         raise AnsibleError("; ".join([one_line(error), *complaints])) from error
-    hosts = {host.name: sorted(str(group.name) for group in host.get_groups()) for host in inventory.get_hosts("all")}
-    send({"hosts": hosts, "sources": [str(source) for source in inventory._sources]})
 
 
 class Job:
@@ -136,7 +141,12 @@ class Job:
         loader, inventory, variables = self.prepare()
         loader.set_basedir(playbooks)
         if missing := [name for name in self._hosts if name not in inventory.hosts]:
-            return self._send({"error": f"not in the inventory: {', '.join(missing)}"})
+            error = f"not in the inventory: {', '.join(missing)}"
+            try:
+                read_strictly(lambda: InventoryManager(loader, inventory._sources))
+            except AnsibleError as reason:
+                error += f"; the inventory cannot be read: {one_line(reason)}"
+            return self._send({"error": error})
         self._choose(inventory, variables)
         reporter = Reporter(operation, self._send)
         if operation == Operation.DEPLOY:

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +35,10 @@ READY = b"ready"
 GRACE = TELL_WITHIN + 2
 #: Seconds in which the processes of a job may clean up before they are killed.
 PATIENCE = 2.0
+#: Seconds in which a supervisor has to end its job once it is told to; then the server does.
+OBEY_WITHIN = 5.0
+#: Seconds for which the server tries to; other jobs wait meanwhile, and some processes the kernel does not end.
+TRY_FOR = 2.0
 #: Bytes of a job's last words that are told.
 LAST_WORDS = 2000
 PREFIX = "labctl-ansible-"
@@ -88,24 +93,29 @@ def is_master(pid: int) -> bool:
     return title.startswith(b"ssh: ") and b"[mux]" in title
 
 
-def send(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to processes, some of which may have ended."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
+def end(
+    pids: Callable[[], list[int]],
+    patience: float = 0.0,
+    *,
+    longest: float = math.inf,
+    collect: Callable[[], object] = reap,
+) -> bool:
+    """End processes until there are none, for they may start others: asked first if there is patience, then killed.
 
-
-def end(pids: Callable[[], set[int]], patience: float = 0.0) -> None:
-    """End processes until there are none, for they may start others: asked first if there is patience, then killed."""
+    Tells whether there are none; some may be left after the seconds of ``longest``.
+    """
     if patience:
-        send(pids(), signal.SIGTERM)
+        processes.send_to_all(pids, signal.SIGTERM)
     deadline = time.monotonic() + patience
-    while left := pids():
+    while pids():
+        if time.monotonic() >= deadline + longest:
+            return False
         if time.monotonic() >= deadline:
-            send(left, signal.SIGKILL)
-        reap()
+            processes.send_to_all(pids, signal.SIGKILL)
+        collect()
         time.sleep(0.01)
-    reap()
+    collect()
+    return True
 
 
 # The supervisor of one job
@@ -132,7 +142,7 @@ def supervise(channel: socket.socket, directory: Path, work: Callable[..., None]
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        end(lambda: {pid for pid in processes.descendants(own) if not is_master(pid)}, PATIENCE)
+        end(lambda: [pid for pid in processes.descendants(own) if not is_master(pid)], PATIENCE)
     if error == "out of time":
         error = f"timed out after {request['timeout']:g} s"
     elif status:
@@ -141,6 +151,8 @@ def supervise(channel: socket.socket, directory: Path, work: Callable[..., None]
     # A line of the job may have been cut short.
     with contextlib.suppress(OSError):
         channel.sendall(b"\n" + json.dumps({"ended": True, "error": error}).encode() + b"\n")
+        # The server has this end, too.
+        channel.shutdown(socket.SHUT_RDWR)
 
 
 def watch(
@@ -253,6 +265,17 @@ def describe(status: int) -> str:
 # The server
 
 
+@dataclass
+class Job:
+    """What the server knows of a job whose supervisor is at work."""
+
+    directory: Path
+    #: To see that the worker has closed its end.
+    channel: socket.socket
+    #: When the supervisor has to have ended; None: nobody has told it to.
+    until: float | None = None
+
+
 class Server:
     """Takes jobs until its socket is closed, and ends when they have ended."""
 
@@ -262,10 +285,12 @@ class Server:
         self._control = control
         self._directory = directory
         self._work = work
-        self._jobs = 0
-        #: The supervisors that are at work, and the directories of their jobs.
-        self._supervisors: dict[int, Path] = {}
-        #: What jobs that ended well have left behind on purpose, masters and daemons.
+        self._number = 0
+        #: By its supervisor, which may have ended but was not collected: its number belongs to nobody else.
+        self._jobs: dict[int, Job] = {}
+        #: Those whose supervisors were collected, with the status of each.
+        self._ended: list[tuple[Job, int]] = []
+        #: What jobs that ended well have left behind on purpose, and what cannot be ended.
         self._left: set[int] = set()
         self._wakeup = Wakeup((signal.SIGCHLD, signal.SIGTERM))
 
@@ -273,16 +298,44 @@ class Server:
         """Take jobs."""
         self._control.sendall(READY)
         is_open = True
-        while is_open or self._supervisors:
-            wait_for((self._control, self._wakeup) if is_open else (self._wakeup,), None)
-            self._wakeup.clear()
+        while is_open or self._jobs:
+            self._wait(is_open)
             self._reap()
             if signal.SIGTERM in self._wakeup.came:
                 is_open = False
-                for pid in self._supervisors:
-                    os.kill(pid, signal.SIGTERM)
+                processes.send(self._jobs, signal.SIGTERM)
+                self._expect_end(self._jobs.values())
+            self._kill_the_disobedient()
             is_open = is_open and self._take()
-        end(lambda: {pid for pid in processes.descendants(os.getpid()) if is_master(pid)})
+        end(lambda: [pid for pid in processes.descendants(os.getpid()) if is_master(pid)])
+
+    def _wait(self, is_open: bool) -> None:
+        """Wait until there is something to do, and see which jobs have to end."""
+        poll = select.poll()
+        for source in (self._wakeup, self._control) if is_open else (self._wakeup,):
+            poll.register(source, select.POLLIN)
+        told = {job.channel.fileno(): job for job in self._jobs.values() if job.until is None}
+        for channel in told:
+            poll.register(channel, select.POLLRDHUP)
+        untils = [job.until for job in self._jobs.values() if job.until is not None]
+        seconds = max(0.0, min(untils) - time.monotonic()) if untils else None
+        ready = poll.poll(None if seconds is None else math.ceil(seconds * 1000))
+        self._wakeup.clear()
+        self._expect_end(told[fd] for fd, _ in ready if fd in told)
+
+    def _expect_end(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            if job.until is None:
+                job.until = time.monotonic() + OBEY_WITHIN
+
+    def _kill_the_disobedient(self) -> None:
+        """Kill supervisors that were told to end and have not, as one that is stopped; their jobs end with them."""
+        now = time.monotonic()
+        late = [pid for pid, job in self._jobs.items() if job.until is not None and now >= job.until]
+        processes.send(late, signal.SIGKILL)
+        for pid in late:
+            # Until the kernel has done so.
+            self._jobs[pid].until = now + OBEY_WITHIN
 
     def _take(self) -> bool:
         """Begin the next job if there is one; tell whether there may be more."""
@@ -295,34 +348,48 @@ class Server:
         if not data or not fds:
             return False
         channel = socket.socket(fileno=fds[0])
-        self._jobs += 1
-        directory = self._directory / f"job-{self._jobs}"
+        self._number += 1
+        directory = self._directory / f"job-{self._number}"
         directory.mkdir(mode=0o700)
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
             self._control.close()
+            for job in self._jobs.values():
+                job.channel.close()
             in_child(lambda: supervise(channel, directory, self._work, server), directory)
-        channel.close()
-        self._supervisors[pid] = directory
+        self._jobs[pid] = Job(directory, channel)
         return True
 
     def _reap(self) -> None:
-        for pid, status in reap().items():
-            directory = self._supervisors.pop(pid, None)
-            self._left.discard(pid)
-            if directory is None:
-                continue
-            if status:
+        """End what is left of jobs whose supervisors have ended before their time."""
+        self._collect()
+        while self._ended:
+            own = set(self._own())
+            # One that has ended meanwhile may have left some of these.
+            self._collect()
+            ended, self._ended = self._ended, []
+            if any(status for _, status in ended):
                 # It could not look after its job any more.
-                end(lambda: self._own() - self._left)
-            self._left |= self._own()
-            shutil.rmtree(directory, ignore_errors=True)
+                if not end(lambda: self._own(self._left), longest=TRY_FOR, collect=self._collect):
+                    self._left.update(self._own())
+            else:
+                self._left = own
+            for job, _ in ended:
+                shutil.rmtree(job.directory, ignore_errors=True)
+                job.channel.close()
 
-    def _own(self) -> set[int]:
-        """Find the processes that have come to us from supervisors that ended."""
-        of_jobs = set(self._supervisors) | processes.descendants(*self._supervisors)
-        return {pid for pid in processes.descendants(os.getpid()) - of_jobs if not is_master(pid)}
+    def _collect(self) -> None:
+        """Collect the children that have ended."""
+        for pid, status in reap().items():
+            self._left.discard(pid)
+            if pid in self._jobs:
+                self._ended.append((self._jobs.pop(pid), status))
+
+    def _own(self, without: Iterable[int] = ()) -> list[int]:
+        """Find the processes that have come to us from supervisors that ended, less some and what these have begun."""
+        found = processes.descendants(os.getpid(), without={*self._jobs, *without})
+        return [pid for pid in found if not is_master(pid)]
 
 
 def make_directory() -> Path:

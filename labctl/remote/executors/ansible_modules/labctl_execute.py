@@ -15,11 +15,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from typing import IO
 
 from ansible.module_utils.basic import AnsibleModule
 
 PR_SET_CHILD_SUBREAPER = 36
+#: States of processes that have ended, and of those that do nothing: the stopped ones too.
+ENDED = (b"Z", b"X")
+STILL = (b"Z", b"X", b"T", b"t")
 #: Bytes that are kept of each stream, half of them from its beginning.
 MOST = 4 * 1024 * 1024
 #: Seconds a command has between the request to end and its end.
@@ -76,56 +80,79 @@ def adopt_orphans() -> None:
         pass
 
 
-def descendants() -> set[int]:
-    """Find the processes of the command."""
-    parents: dict[int, int] = {}
+def look(pid: int) -> tuple[bytes, int]:
+    """Give the state and the parent of a process; ``X`` is one that is no more."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, parent = file.read().rpartition(b")")[2].split()[:2]
+        return state, int(parent)
+    except (OSError, ValueError):
+        return b"X", 0
+
+
+def descendants() -> list[int]:
+    """Find the processes of the command, parents before their children."""
+    children: dict[int, list[int]] = {}
     try:
         entries = os.listdir("/proc")
     except OSError:
-        return set()
+        return []
     for entry in entries:
         if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as file:
-                    state, parent = file.read().rpartition(b")")[2].split()[:2]
-                if state not in (b"Z", b"X"):
-                    parents[int(entry)] = int(parent)
-            except (OSError, ValueError):
-                continue
-    found: set[int] = set()
-    known = {os.getpid()}
-    while True:
-        more = {pid for pid, parent in parents.items() if parent in known} - found
-        if not more:
-            return found
-        found |= more
-        known |= more
+            state, parent = look(int(entry))
+            if state not in ENDED:
+                children.setdefault(parent, []).append(int(entry))
+    found = [os.getpid()]
+    # It grows meanwhile.
+    for pid in found:
+        found += children.pop(pid, [])
+    return found[1:]
 
 
-def send(pids: set[int], group: int, number: int) -> None:
-    """Send a signal to processes and to a group."""
+def send(pids: Iterable[int], group: int, number: int) -> None:
+    """Send a signal to a group and to processes."""
+    try:
+        os.killpg(group, number)
+    except OSError:
+        pass
     for pid in pids:
         try:
             os.kill(pid, number)
         except OSError:
             pass
-    try:
-        os.killpg(group, number)
-    except OSError:
-        pass
+
+
+def send_to_all(group: int, number: int) -> None:
+    """Send a signal to the command's processes, so that none of them does anything more before it has it.
+
+    A shell whose child has ended goes on with its next command, unless the signal has reached the shell as well; and a
+    process that is started meanwhile would get none. So all of them are stopped first.
+    """
+    deadline = time.monotonic() + PATIENCE
+    before: list[int] | None = None
+    pids = descendants()
+    running = pids
+    # Until two looks find the same, all stopped, since what one look finds is not of one moment.
+    while (running or pids != before) and time.monotonic() < deadline:
+        send(running, group, signal.SIGSTOP)
+        before = None if running else pids
+        pids = descendants()
+        running = [pid for pid in pids if look(pid)[0] not in STILL]
+    send(pids, group, number)
+    # Children before their parents: some shells stop themselves when they find a child stopped.
+    send(reversed(pids), group, signal.SIGCONT)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End the command and all that it started: asked first, then made to."""
-    send(descendants(), process.pid, signal.SIGTERM)
+    send_to_all(process.pid, signal.SIGTERM)
     asked = time.monotonic()
     while time.monotonic() < asked + PATIENCE * 4:
         process.poll()
-        left = descendants()
-        if not left:
+        if not descendants():
             return
         if time.monotonic() > asked + PATIENCE:
-            send(left, process.pid, signal.SIGKILL)
+            send_to_all(process.pid, signal.SIGKILL)
         time.sleep(0.02)
 
 
