@@ -143,9 +143,10 @@ def put_off(session: Session, sid: str, seconds: float) -> None:
 def take_out(session: Session, sid: str, host: str) -> None:
     """Take a host out of service: nobody gets anything on it any more, who has something keeps it."""
     reason = _reason(sid)
+    # First, as wherever machines are locked after it.
+    cordon.cordon(session, host, reason)
     for name in (host, *known.guests(session, host, None)):
         machines.cordon(session, name, reason)
-    cordon.cordon(session, host, reason)
 
 
 def give_back(session: Session, sid: str, host: str) -> None:
@@ -224,7 +225,7 @@ class Advancing:
             give_back(self.session, self.sid, host)
             self.change_host(host, state=HostState.WAITING, cordoned=False, started=None)
             self.tell("maintenance.host", f"{host} is back in service; it was not begun", host, to=HostState.WAITING)
-        self.take_moves_back(self.session.execute(_MOVES, {"this_sid": self.sid}).all())
+        self.take_moves_back(self.end_moves(self.session.execute(_MOVES, {"this_sid": self.sid}).all()))
         self.change(
             state=FAILED,
             failed_in=self.row.state,
@@ -252,6 +253,7 @@ class Advancing:
         if acting.running(self.session, self.sid):
             return self.rest()
         self.give_all_back()
+        self.take_moves_back(self.session.execute(_MOVES, {"this_sid": self.sid}).all())
         self.session.execute(delete(_sessions).where(_sessions.c.id == self.sid))
         self.events.append(("maintenance.forgotten", f"maintenance/{self.sid}", {"state": self.row.state}))
         self.write()
@@ -268,25 +270,36 @@ class Advancing:
 
     def carry_moves_on(self) -> None:
         """See how far providers are with VMs, and give others to those who get others, as far as there are any."""
-        rows = self.session.execute(_MOVES, {"this_sid": self.sid}).all()
+        rows = self.end_moves(self.session.execute(_MOVES, {"this_sid": self.sid}).all())
         # Those whose hosts are in service again.
         self.take_moves_back([row for row in rows if row.host_state != HostState.DRAINING])
         rows = [row for row in rows if row.host_state == HostState.DRAINING]
-        used = {one.id for one in known.instances(self.session, {row.host for row in rows})}
         works = [row.work_id for row in rows if row.work_id is not None]
         migrations = work.migrations(self.session, works) if works else {}
         next_ones = self._names(_STILL_WAITING)
         for row in rows:
             migration = migrations.get(row.work_id)
-            if migration is not None and migration.is_done:
-                self.end_move(row, moved_to=migration.host)
-            elif row.instance not in used:
-                self.end_move(row, reason="nobody has it any more")
-            elif migration is not None:
-                failed = {"state": MoveState.FAILED, "finished": self.now} if migration.has_failed else {}
-                self.change_move(row, reason=migration.reason, **failed)
-            elif (new := cordon.replace(self.session, row.instance, rather_not=next_ones)) is not None:
+            if migration is not None and migration.has_failed:
+                self.change_move(row, state=MoveState.FAILED, reason=migration.reason, finished=self.now)
+            elif migration is not None and migration.reason != row.reason:
+                self.change_move(row, reason=migration.reason)
+            elif (
+                migration is None
+                and (new := cordon.replace(self.session, row.instance, rather_not=next_ones)) is not None
+            ):
                 self.end_move(row, replacement=new)
+
+    def end_moves(self, rows: Sequence[Any]) -> list[Any]:
+        """Write down which VMs are not where they were any more; gives the others."""
+        used = (
+            {(one.host, one.id) for one in known.instances(self.session, {row.host for row in rows})} if rows else set()
+        )
+        gone = [row for row in rows if (row.host, row.instance) not in used]
+        where = work.hosts_of(self.session, [row.instance for row in gone]) if gone else {}
+        for row in gone:
+            moved_to = where.get(row.instance)
+            self.end_move(row, moved_to=moved_to, reason=None if moved_to else "nobody has it any more")
+        return [row for row in rows if (row.host, row.instance) in used]
 
     def end_move(
         self, row: Any, *, moved_to: str | None = None, replacement: str | None = None, reason: str | None = None

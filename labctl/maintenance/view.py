@@ -113,6 +113,7 @@ def _instances(
                 replaced=one.replaced,
                 move=MoveState(move.state) if move else None,
                 move_how=InstanceAction(move.how) if move else None,
+                move_since=move.begun if move else None,
                 move_reason=(move.reason or "") if move else "",
             )
         )

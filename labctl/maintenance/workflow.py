@@ -39,10 +39,11 @@ class Instance:
     until: datetime | None = None
     #: Whether to move it is to give its owner another VM instead; else its provider takes it elsewhere.
     replaced: bool = True
-    #: How far its move is, if one was begun and it is still there; how it is moved, and why that failed or does not go
-    #: on.
+    #: How far its move is, if one was begun and it is still there; how it is moved, since when, and why that failed or
+    #: finds no room.
     move: MoveState | None = None
     move_how: InstanceAction | None = None
+    move_since: datetime | None = None
     move_reason: str = ""
 
 

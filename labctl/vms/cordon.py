@@ -26,12 +26,12 @@ _in_service = or_(
 #: For how long VMs are waited for that come or go where a hypervisor is out of service.
 PATIENCE = timedelta(minutes=10)
 # An engine asks a provider for them, or has done so and was killed.
+_vm_begun = or_(_vms.c.lease_holder.is_not(None), _vms.c.failures > 0)
+_work_begun = or_(_work.c.lease_holder.is_not(None), _work.c.failures > 0)
 _MAKING = select(_vms.c.id).where(
-    or_(_vms.c.state == VMState.PENDING, and_(_vms.c.state == VMState.REQUESTED, _vms.c.lease_holder.is_not(None)))
+    or_(_vms.c.state == VMState.PENDING, and_(_vms.c.state == VMState.REQUESTED, _vm_begun))
 )
-_MIGRATING = select(_work.c.id).where(
-    _work.c.kind.in_(MIGRATIONS), _work.c.state == WorkState.WAITING, _work.c.lease_holder.is_not(None)
-)
+_MIGRATING = select(_work.c.id).where(_work.c.kind.in_(MIGRATIONS), _work.c.state == WorkState.WAITING, _work_begun)
 _ON_THEIR_WAY = {
     "making": func.array(_MAKING.scalar_subquery()),
     "migrating": func.array(_MIGRATING.scalar_subquery()),
@@ -39,21 +39,30 @@ _ON_THEIR_WAY = {
 _may_come = and_(
     _vms.c.id == any_(_cordons.c.making),
     or_(
-        and_(_vms.c.state == VMState.REQUESTED, _vms.c.lease_holder.is_not(None)),
+        and_(_vms.c.state == VMState.REQUESTED, _vm_begun),
         and_(_vms.c.state == VMState.PENDING, or_(_vms.c.host.is_(None), _vms.c.host == _cordons.c.host)),
     ),
 )
-_may_arrive = and_(
-    _work.c.id == any_(_cordons.c.migrating), _work.c.state == WorkState.WAITING, _work.c.lease_holder.is_not(None)
-)
+_may_arrive = and_(_work.c.id == any_(_cordons.c.migrating), _work.c.state == WorkState.WAITING, _work_begun)
+_latest = bindparam("latest", type_=_cordons.c.since.type)
 # What could not be destroyed at the first try may take for ever.
-_goes = and_(_vms.c.host == _cordons.c.host, _vms.c.state == VMState.COMPLETED, _vms.c.failures == 0)
+_goes = and_(
+    _vms.c.host == _cordons.c.host,
+    _vms.c.state == VMState.COMPLETED,
+    _vms.c.failures == 0,
+    _vms.c.completed > _latest,
+)
 _UNSETTLED = select(_cordons.c.host).where(
     _cordons.c.host == any_(_hosts),
-    _cordons.c.since > bindparam("latest", type_=_cordons.c.since.type),
     or_(
-        select(_vms.c.id).where(or_(_may_come, _goes)).correlate(_cordons).exists(),
-        select(_work.c.id).where(_may_arrive).correlate(_cordons).exists(),
+        select(_vms.c.id).where(_goes).correlate(_cordons).exists(),
+        and_(
+            _cordons.c.since > _latest,
+            or_(
+                select(_vms.c.id).where(_may_come).correlate(_cordons).exists(),
+                select(_work.c.id).where(_may_arrive).correlate(_cordons).exists(),
+            ),
+        ),
     ),
 )
 _READY_ELSEWHERE = (

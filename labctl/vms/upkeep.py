@@ -160,17 +160,18 @@ def claim(session: Session, holder: str, provider: str, state: VMState, number: 
 def renew(session: Session, holder: str, seconds: float, vms: list[int], work: list[int]) -> None:
     """Keep the claims on rows that are still worked on; one that somebody is just changing is kept the next time."""
     until = clock.now() + timedelta(seconds=seconds)
-    for leased, ids in ((_vms, vms), (_work, work)):
+    # Why work was not done the last time says nothing of the try that goes on.
+    for leased, ids, also in ((_vms, vms, {}), (_work, work, {"reason": None})):
         if ids:
             still = and_(leased.c.lease_holder == holder, leased.c.lease_until > clock.now())
             mine = select(leased.c.id).where(leased.c.id.in_(ids), still).with_for_update(skip_locked=True).cte("mine")
-            session.execute(update(leased).where(leased.c.id.in_(select(mine.c.id))).values(lease_until=until))
+            session.execute(update(leased).where(leased.c.id.in_(select(mine.c.id))).values(lease_until=until, **also))
 
 
 def let_all_go(session: Session, holder: str) -> None:
-    """Give up whatever an engine holds that ends."""
+    """Give up whatever an engine holds that ends; it stays known that somebody has begun with it."""
     for leased in (_vms, _work, _orphans):
-        session.execute(update(leased).where(leased.c.lease_holder == holder).values(lease.FREE))
+        session.execute(update(leased).where(leased.c.lease_holder == holder).values(lease_until=clock.now()))
 
 
 # What came of it
@@ -224,7 +225,7 @@ def is_ready(session: Session, rules: Rules, vm: Held, found: Found) -> None:
         "reason": None,
     }
     if found.host and is_cordoned(session, found.host):
-        _not_there(session, rules, vm)
+        _not_there(session, rules, vm, found.host)
         return
     if vm.request_id is None:
         moved = _move(session, vm, VMState.READY, **values, due=_next_look(rules, vm.pool, now, now))
@@ -237,9 +238,9 @@ def is_ready(session: Session, rules: Rules, vm: Held, found: Found) -> None:
         log.info("vm_ready", extra={"vm": vm.name, "pool": vm.pool, "seconds": round(boot, 2)})
 
 
-def _not_there(session: Session, rules: Rules, vm: Held) -> None:
+def _not_there(session: Session, rules: Rules, vm: Held, host: str) -> None:
     """Complete a VM that was made on a hypervisor that is out of service by now; another one is made."""
-    complete(session, vm, OUT_OF_SERVICE)
+    complete(session, vm, OUT_OF_SERVICE, host=host)
     if vm.request_id is not None:
         _replace(session, rules, vm)
 
@@ -248,7 +249,7 @@ def is_not_ready(session: Session, rules: Rules, vm: Held, reason: str, host: st
     """Note where a VM boots and why it cannot be used yet, or give it up when it has taken too long."""
     age = clock.now() - (vm.cloned or vm.requested)
     if host and is_cordoned(session, host):
-        _not_there(session, rules, vm)
+        _not_there(session, rules, vm, host)
     elif age > rules.timeout_of(vm.pool):
         _give_up(session, rules, vm, f"not ready after {age.total_seconds() / 60:.1f} minutes: {reason}")
     else:
@@ -286,9 +287,9 @@ def could_not_be_seen(session: Session, rules: Rules, vm: Held, error: Exception
         _later(session, vm, RETRY_MOST)
 
 
-def complete(session: Session, vm: Held, reason: str) -> None:
+def complete(session: Session, vm: Held, reason: str, **values: Any) -> None:
     """Have a VM destroyed that is not needed any more."""
-    if _move(session, vm, VMState.COMPLETED, **completion(reason)):
+    if _move(session, vm, VMState.COMPLETED, **completion(reason), **values):
         note_completed(session, [(vm.name, vm.pool, reason)])
 
 

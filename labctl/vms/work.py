@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session, aliased
 from labctl import clock, lease
 from labctl.db import Reader, table
 from labctl.events.service import record
-from labctl.vms.models import VM, VMWork
+from labctl.vms.models import VM, Cordon, VMWork
 from labctl.vms.provider import Found, Misconfigured, NoCapacity
 from labctl.vms.standing import backoff
-from labctl.vms.states import VMState, WorkKind, WorkState
+from labctl.vms.states import MIGRATIONS, VMState, WorkKind, WorkState
 from labctl.vms.upkeep import (
     ATTEMPTS,
     NO_CAPACITY_PAUSE,
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _vms = table(VM)
 _work = table(VMWork)
+_cordons = table(Cordon)
+NEEDLESS = "its hypervisor is in service again"
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,18 @@ def claim(session: Session, holder: str, provider: str, number: int, seconds: fl
 
 
 def drop(session: Session, provider: str) -> None:
-    """Give up what is to be done to VMs that do not run any more."""
-    statement = (
-        update(_work)
-        .where(_work.c.state == WorkState.WAITING, free(_work))
-        .where(_vms.c.id == _work.c.vm_id, _vms.c.provider == provider, _vms.c.state != VMState.RUNNING)
-        .values(state=WorkState.FAILED, reason="the VM does not run any more", finished=clock.now())
+    """Give up what is to be done to VMs that do not run any more, or need not leave their hypervisor any more."""
+    now = clock.now()
+    mine = (_vms.c.id == _work.c.vm_id, _vms.c.provider == provider, _work.c.state == WorkState.WAITING, free(_work))
+    needless = and_(
+        _work.c.kind.in_(MIGRATIONS),
+        # A guest that was shut down for it must come up again.
+        _work.c.failures == 0,
+        ~select(_cordons.c.host).where(_cordons.c.host == _work.c.argument).exists(),
     )
-    session.execute(statement, {"now": clock.now()})
+    for when, reason in ((_vms.c.state != VMState.RUNNING, "the VM does not run any more"), (needless, NEEDLESS)):
+        give_up = update(_work).where(*mine, when).values(state=WorkState.FAILED, reason=reason, finished=now)
+        session.execute(give_up, {"now": now})
 
 
 def done(session: Session, work: HeldWork) -> None:
@@ -123,9 +129,10 @@ def done(session: Session, work: HeldWork) -> None:
 def migrated(session: Session, work: HeldWork, found: Found) -> None:
     """Note on which hypervisor a VM is now; if that was taken out of service meanwhile, it has to go on."""
     no_cordon_meanwhile(session)
+    new: dict[str, Any] = {"state": WorkState.DONE, "finished": clock.now(), "reason": None}
     if is_cordoned(session, found.host):
-        not_done(session, work, NoCapacity(f"{found.host} was taken out of service meanwhile"))
-    elif _change(session, work, state=WorkState.DONE, finished=clock.now(), reason=None):
+        new = {"reason": f"{found.host} was taken out of service meanwhile", "due": clock.now()}
+    if _change(session, work, **new):
         values = {"host": found.host, "ip": next(iter(found.addresses), _vms.c.ip)}
         session.execute(update(_vms).where(_vms.c.id == work.vm_id).values(values))
         record(session, "vm.migrated", f"vms/{work.name}", before=work.argument, host=found.host)
@@ -137,7 +144,7 @@ def not_done(session: Session, work: HeldWork, error: Exception) -> None:
     reason = describe(error)
     if isinstance(error, NoCapacity):
         due = clock.now() + timedelta(seconds=NO_CAPACITY_PAUSE)
-        _change(session, work, reason=reason, due=due)
+        _change(session, work, reason=reason, due=due, failures=0)
     elif isinstance(error, Misconfigured) or work.failures + 1 >= ATTEMPTS:
         if _change(session, work, state=WorkState.FAILED, reason=reason, finished=clock.now()):
             told = {work.kind.value: work.argument, "reason": reason}
@@ -174,22 +181,27 @@ def ask_to_migrate(
 class Migration:
     """How far the migration of a VM is."""
 
-    is_done: bool
     has_failed: bool
-    #: Why it has failed, or does not go on.
+    #: Why it has failed; of one that has not, why there is no room elsewhere.
     reason: str | None
-    #: The hypervisor that the VM is on.
-    host: str | None
 
 
 def migrations(reader: Reader, works: Collection[int]) -> dict[int, Migration]:
     """Tell how far migrations are, by the ids of the work; those of VMs that nobody knows any more are left out."""
-    query = select(_work.c.id, _work.c.state, _work.c.reason, _vms.c.host).join_from(_work, _vms)
-    rows = reader.execute(query.where(_work.c.id.in_(works)))
-    return {
-        row.id: Migration(row.state == WorkState.DONE, row.state == WorkState.FAILED, row.reason, row.host)
-        for row in rows
-    }
+    rows = reader.execute(
+        select(_work.c.id, _work.c.state, _work.c.reason, _work.c.failures).where(_work.c.id.in_(works))
+    )
+    found = {}
+    for row in rows:
+        failed = row.state == WorkState.FAILED
+        found[row.id] = Migration(failed, row.reason if failed or not row.failures else None)
+    return found
+
+
+def hosts_of(reader: Reader, names: Collection[str]) -> dict[str, str]:
+    """Tell on which hypervisors running VMs are."""
+    running = (_vms.c.name.in_(names), _vms.c.state == VMState.RUNNING, _vms.c.host.is_not(None))
+    return {row.name: row.host for row in reader.execute(select(_vms.c.name, _vms.c.host).where(*running))}
 
 
 def take_back(session: Session, works: Collection[int], reason: str) -> None:

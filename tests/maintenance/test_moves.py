@@ -8,12 +8,17 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from labctl import db
+from labctl.db import Actor
+from labctl.maintenance import service as maintenance
 from labctl.maintenance.engine import Engine
 from labctl.maintenance.models import MaintenanceReply, MaintenanceSession
 from labctl.pools import Pool
 from labctl.settings import MAINTENANCE_REPLIES
-from labctl.vms import cordon, work
+from labctl.vms import cordon, service, work
 from labctl.vms.models import Cordon, VMWork
+from labctl.vms.provider import Failed
+from labctl.vms.providers.fake import FakeProvider
 from labctl.vms.states import VMState
 from tests.vms.lab import Lab as VMLab
 
@@ -169,6 +174,7 @@ def test_a_vm_goes_on_if_its_new_hypervisor_goes_out_of_service_meanwhile(
 ) -> None:
     labs = Labs(session, tmp_path / "fake", stopped_clock)
     labs.vms.change(hosts=["h1", "h2", "h3"])
+    cordon.cordon(session, labs.there, "upkeep")
     number = work.ask_to_migrate(session, labs.vm.name, labs.there, live=True)
     before, migrate = labs.there, type(labs.vms.provider).migrate
     on: list[str] = []
@@ -181,12 +187,18 @@ def test_a_vm_goes_on_if_its_new_hypervisor_goes_out_of_service_meanwhile(
 
     labs.vms.provider.migrate = and_then  # type: ignore[method-assign]
     labs.vms.engine.tick()
-    (other,) = {"h1", "h2", "h3"} - {before, "h3"}
+    # The emptiest one.
+    other = "h3"
     cordon.cordon(session, other, "upkeep")
     assert cordon.unsettled(session, [other]) == {other}
+    while labs.vms.engine.busy:
+        labs.vms.engine._hear(5)
+    # It is in use there, until it goes on.
+    session.refresh(labs.vm)
+    assert labs.there == other
     labs.vms.settle()
     labs.vms.settle(seconds=6)
-    assert number is not None and work.migrations(session, [number])[number].is_done
+    assert [(one.id, one.state) for one in labs.asked()] == [(number, "done")]
     assert cordon.unsettled(session, [other]) == frozenset()
     assert labs.there not in (before, other) and on[-1] == labs.there
 
@@ -197,6 +209,7 @@ def test_nothing_is_begun_on_a_host_while_a_vm_may_be_on_its_way_there(labs: Lab
         if vm.host == other:
             vm.state, vm.due = VMState.COMPLETED, labs.vms.clock()
     labs.vms.settle()
+    cordon.cordon(labs.vms.session, labs.there, "upkeep")
     work.ask_to_migrate(labs.vms.session, labs.vm.name, labs.there, live=True)
     asked = labs.asked()[0]
     asked.lease_holder, asked.lease_until = "another engine", labs.vms.clock() + timedelta(seconds=30)
@@ -232,6 +245,7 @@ def test_a_vm_goes_to_a_hypervisor_that_it_need_not_leave_again(
 ) -> None:
     labs = Labs(session, tmp_path / "fake", stopped_clock)
     labs.vms.change(hosts=["h1", "h2", "h3", "h4"])
+    cordon.cordon(session, labs.there, "upkeep")
     work.ask_to_migrate(session, labs.vm.name, labs.there, live=True, rather_not=["h1", "h2", "h3"])
     labs.vms.settle()
     assert labs.there == "h4"
@@ -264,3 +278,46 @@ def test_nothing_is_begun_on_a_host_while_a_vm_is_made_or_destroyed_there(
     cordon_of_h2.since -= cordon.PATIENCE
     labs.vms.session.flush()
     assert cordon.unsettled(session, ["h2"]) == frozenset()
+
+
+def test_nothing_is_begun_on_a_host_until_what_was_given_back_there_is_destroyed(labs: Labs) -> None:
+    session = labs.vms.session
+    cordon.cordon(session, labs.there, "upkeep")
+    labs.vms.clock.advance(seconds=2 * cordon.PATIENCE.total_seconds())
+    service.release(session, service.Host(labs.vm.name), service.Caller("ada"))
+    assert cordon.unsettled(session, [labs.there]) == {labs.there}
+    labs.vms.settle()
+    assert cordon.unsettled(session, [labs.there]) == frozenset()
+
+
+def test_a_migration_is_not_tried_again_once_its_host_is_in_service(labs: Labs) -> None:
+    labs.vms.faults(hosts=[labs.there])
+    row = labs.begin()
+    labs.live(1)
+    labs.sessions.answer(row, "ada", "ACK_PLANNED_MAINTENANCE")
+    labs.live(3)
+    assert [one.reason for one in labs.asked()] == ["all hypervisors are out of service"]
+    with db.transaction(Actor("root")) as session:
+        maintenance.remove(session, row.id)
+    labs.live(2)
+    labs.vms.faults()
+    labs.live(20)
+    assert [one.state for one in labs.asked()] == ["failed"] and labs.there == labs.before
+
+
+def test_a_first_try_that_fails_after_long_is_followed_by_others(labs: Labs, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate, tries = FakeProvider.migrate, []
+
+    def at_last(self: FakeProvider, name: str, avoid: Any, *, live: bool) -> None:
+        tries.append(live)
+        if len(tries) < 3:
+            labs.vms.clock.advance(seconds=70)
+            raise Failed("the link broke")
+        migrate(self, name, avoid, live=live)
+
+    monkeypatch.setattr(FakeProvider, "migrate", at_last)
+    row = labs.begin()
+    labs.live(1)
+    labs.sessions.answer(row, "ada", "ACK_PLANNED_MAINTENANCE")
+    labs.live(20)
+    assert (row.state, len(tries)) == ("MAINTENANCE_COMPLETE", 3) and labs.there != labs.before

@@ -208,18 +208,22 @@ def _empty(view: View, state: str) -> Next:
         do += one.do
         waits.texts += one.waits.texts
         waits.times += one.waits.times
-        if one.stuck:
+        if one.stuck and not moving(host):
             stuck.append(host)
     following = next((host for host in left(view) if host.state == HostState.WAITING), None)
     # One at a time: what is ready elsewhere for the VMs of the next one is known when this one is out of service.
     if following is not None and room(view) > 0:
-        if following.replaceable or (following.remade and not draining):
+        # Where VMs are taken elsewhere, nobody knows for how many there is room.
+        migrates = any(not one.replaced for host in draining for one in host.instances)
+        if (following.replaceable and not migrates) or (following.remade and not draining):
             do.append(Drain(following.name))
             waits.add(in_use(following))
         elif not draining and not do:
             stuck.append(following)
     if stuck and not do and len(stuck) >= len(draining):
-        patient_until = max(view.entered, *(host.since or view.entered for host in stuck)) + reply_time(view, state)
+        moves = [one.move_since for host in stuck for one in host.instances if one.move_since and one.move_reason]
+        begun = max(view.entered, *(host.since or view.entered for host in stuck), *moves)
+        patient_until = begun + reply_time(view, state)
         names = some(host.name for host in stuck)
         if view.now < patient_until:
             waits.times.append(patient_until)
@@ -286,13 +290,14 @@ class Emptying:
             self.stuck = self.stuck or bool(reply and instance.move_reason)
             return ""
         how = chosen(instance, reply)
+        if how == InstanceAction.OWN_ACTION:
+            return ""
         if instance.move == MoveState.FAILED:
-            if instance.move_how != InstanceAction.LIVE_MIGRATE or reply.instance_actions.get(instance.id) == how:
+            live = InstanceAction.LIVE_MIGRATE
+            if instance.move_how != live or reply.instance_actions.get(instance.id) == live:
                 return f"{instance.id} cannot be moved from {self.host.name}: {instance.move_reason}"
             # Its project has not asked for that.
             how = InstanceAction.MIGRATE
-        if how == InstanceAction.OWN_ACTION:
-            return ""
         if not instance.replaced or self.host.replaceable or moving(self.host):
             self.do.append(Move(instance.id, how))
         else:

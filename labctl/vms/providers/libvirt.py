@@ -170,6 +170,7 @@ class LibvirtProvider(Provider):
     def _somewhere(self, name: str, among: Sequence[Hypervisor], avoid: Set[str], make: Callable[[Hypervisor], T]) -> T:
         """Make a VM on the hypervisor with the fewest, or on the next that can."""
         errors: list[ProviderError] = []
+        avoided: list[ProviderError] = []
         left = list(among)
         while left:
             try:
@@ -180,7 +181,8 @@ class LibvirtProvider(Provider):
             left.remove(hypervisor)
             try:
                 if avoid and hypervisor.host() in avoid:
-                    raise NoCapacity(f"{hypervisor.uri}: is out of service")
+                    avoided.append(NoCapacity(f"{hypervisor.uri}: is out of service"))
+                    continue
                 return make(hypervisor)
             except Uncertain:
                 raise
@@ -189,6 +191,8 @@ class LibvirtProvider(Provider):
             finally:
                 with self._placing:
                     hypervisor.expected.discard(name)
+        # What those say that could be tried counts more.
+        errors = errors or avoided
         text = "; ".join(str(error) for error in errors)
         raise next(kind(text) for kind in (NoCapacity, Failed, Misconfigured) if any(type(e) is kind for e in errors))
 
