@@ -1,6 +1,5 @@
 """What the kernel does for whoever looks after processes: ends them with their parent, finds them, signals them."""
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -15,6 +14,8 @@ ENDED = "ZX"
 STILL = "ZXTt"
 #: Seconds in which processes have stopped; it takes some thousandths.
 STOP_WITHIN = 1.0
+#: Seconds between two looks.
+LOOK_AGAIN = 0.002
 
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -53,37 +54,47 @@ def descendants(*roots: int, without: Container[int] = ()) -> list[int]:
     return found[len(roots) :]
 
 
-def send(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to processes, some of which may have ended."""
+def send(pids: Iterable[int], number: signal.Signals) -> set[int]:
+    """Send a signal to processes, some of which may have ended; give those that are another user's and get none."""
+    foreign = set()
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        try:
             os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            foreign.add(pid)
+    return foreign
 
 
-def send_to_all(find: Callable[[], list[int]], number: signal.Signals) -> None:
+def send_to_all(find: Callable[[], list[int]], number: signal.Signals) -> set[int]:
     """Send a signal to all processes that ``find`` gives, so that none of them does anything more before it has it.
 
     A shell whose child has ended goes on with its next command, unless the signal has reached the shell as well; and a
-    process that is started meanwhile would get none. So all of them are stopped first.
+    process that is started meanwhile would get none. So all of them are stopped first. Gives those that got no signal
+    because they are another user's.
     """
     pids = _stop(find)
-    send(pids, number)
+    foreign = send(pids, number)
     # Children before their parents: some shells stop themselves when they find a child stopped.
     send(reversed(pids), signal.SIGCONT)
+    return foreign
 
 
 def _stop(find: Callable[[], list[int]]) -> list[int]:
     """Stop processes, and those that they start meanwhile; after a while without those that cannot be stopped."""
     deadline = time.monotonic() + STOP_WITHIN
     before = None
+    foreign: set[int] = set()
     while True:
         found = find()
-        running = [pid for pid in found if _look(pid)[0] not in STILL]
+        running = [pid for pid in found if pid not in foreign and _look(pid)[0] not in STILL]
         # Twice, since what one look finds is not of one moment.
         if (not running and found == before) or time.monotonic() >= deadline:
             return found
         before = None if running else found
-        send(running, signal.SIGSTOP)
+        foreign |= send(running, signal.SIGSTOP)
+        time.sleep(LOOK_AGAIN)
 
 
 def _look(pid: int) -> tuple[str, int]:

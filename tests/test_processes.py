@@ -112,3 +112,28 @@ print(collect(), find())
     started = time.monotonic()
     assert run(program) == "True []\n"
     assert time.monotonic() < started + 10
+
+
+def test_another_users_process_is_told_and_not_waited_for() -> None:
+    program = """
+begin("sleep 600 & sleep 60", 2)
+while len(find()) < 6:
+    time.sleep(0.01)
+theirs = {pid for pid in find() if open(f"/proc/{pid}/cmdline").read().split("\\0")[1] == "600"}
+kill = os.kill
+def refuse(pid, number):
+    if pid in theirs:
+        raise PermissionError
+    kill(pid, number)
+os.kill = refuse
+looks = []
+started = time.monotonic()
+told = processes.send_to_all(lambda: looks.append(1) or find(), signal.SIGTERM)
+print(told == theirs, time.monotonic() < started + processes.STOP_WITHIN / 2, len(looks) < 50)
+os.kill = kill
+while set(find()) != theirs:
+    time.sleep(0.01)
+processes.send_to_all(find, signal.SIGKILL)
+print(collect())
+"""
+    assert run(program) == "True True True\nTrue\n"

@@ -12,6 +12,8 @@ Hosts = Mapping[str, Collection[str]]
 #: How many parts of one request may be anything but the name of a host: each is compared with all there are.
 MOST_PARTS = 100
 _WILD = re.compile(r"[*?\[]")
+#: Characters of which a shell pattern takes one, as ``fnmatch`` reads them.
+_ONE_OF = re.compile(r"\[!?+\]?+[^]]*\]")
 
 
 def choose(hosts: Hosts, given: Collection[str]) -> tuple[list[str], list[str]]:
@@ -26,8 +28,8 @@ def choose(hosts: Hosts, given: Collection[str]) -> tuple[list[str], list[str]]:
 
     Every part must mean some host: a typing mistake must not make the list of hosts shorter, nor longer behind ``!``.
     Only a shell pattern behind ``!`` may mean none, for it takes away whatever has such a name: ``all,!old*``; but not
-    where there are only signed parts, since a mistake in ``!old*`` would mean every host. A group without hosts is not
-    known.
+    where there are only signed parts, since a mistake in ``!old*`` would mean every host, nor one with a second sign or
+    with a ``[`` that is never closed, which are mistakes. A group without hosts is not known.
     """
     place = {host: number for number, host in enumerate(hosts)}
     added: dict[str, None] = {}
@@ -41,7 +43,7 @@ def choose(hosts: Hosts, given: Collection[str]) -> tuple[list[str], list[str]]:
         for sign, name in parts:
             fitting = _fitting(name, hosts)
             if not fitting:
-                nothing[sign + name] = sign == "!" and bool(_WILD.search(name))
+                nothing[sign + name] = sign == "!" and _is_pattern(name)
             if sign == "!":
                 taken |= fitting
             elif sign == "&":
@@ -74,7 +76,12 @@ def _split(hosts: Hosts, given: Iterable[str]) -> Iterator[tuple[str, list[tuple
 
 def _signed(part: str, hosts: Hosts) -> tuple[str, str]:
     sign = part[0] if part[0] in "!&" and len(part) > 1 and part not in hosts else ""
-    return sign, part[len(sign) :]
+    return sign, part[len(sign) :].strip()
+
+
+def _is_pattern(name: str) -> bool:
+    """Tell whether it is a shell pattern that somebody can have meant."""
+    return bool(_WILD.search(name)) and name[0] not in "!&" and "[" not in _ONE_OF.sub("", name)
 
 
 def _fitting(part: str, hosts: Hosts) -> set[str]:

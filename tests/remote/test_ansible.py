@@ -202,6 +202,20 @@ def test_what_a_command_leaves_behind_on_purpose_goes_on(executor: AnsibleExecut
             os.kill(pid, signal.SIGKILL)
 
 
+def test_a_host_whose_turn_comes_when_the_time_is_over_does_not_begin(
+    make: Callable[..., AnsibleExecutor], tmp_path: Path
+) -> None:
+    command = f"echo begun >> {tmp_path}/begun; sleep 600"
+    run = begin(make(concurrency=1), Operation.EXECUTE, "web1", "web2", timeout=3, command=command)
+    results = {result.host: result for result in read_all(run)}
+
+    assert run.error is None
+    assert results["web1"].values["rtc"] == 124
+    assert (results["web2"].status, results["web2"].values["rtc"]) == (Status.FAILED, None)
+    assert results["web2"].values["message"] == "not begun: the time was up"
+    assert (tmp_path / "begun").read_text() == "begun\n"
+
+
 def test_of_long_output_beginning_and_end_are_kept(executor: AnsibleExecutor) -> None:
     said = execute(executor, "echo first; head -c 9000000 /dev/zero | tr '\\0' x; echo; echo last").values["stdout"]
 
@@ -440,3 +454,44 @@ def test_a_command_is_ended_on_its_host_when_its_time_is_up() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 
     assert done.stdout == "(124, 'hello\\n', '', False)\n" and done.stderr == ""
+
+
+def of_module(program: str) -> str:
+    start = "import os, signal, time; from labctl.remote.executors.ansible_modules import labctl_execute as module\n"
+    done = subprocess.run(
+        [sys.executable, "-c", start + program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_what_a_command_runs_as_another_user_does_not_hold_up_its_end() -> None:
+    program = """
+kill = os.kill
+theirs = []
+def refuse(pid, number):
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        if file.read() == b"sleep\\x00777\\x00":
+            theirs.append(pid)
+            raise PermissionError
+    kill(pid, number)
+os.kill = refuse
+started = time.monotonic()
+print(module.run("setsid sleep 777 & echo hello; sleep 600", 0.5))
+print(time.monotonic() < started + 0.5 + module.PATIENCE)
+kill(theirs[0], signal.SIGKILL)
+print(len(theirs) < 10)
+"""
+    assert of_module(program) == "(124, 'hello\\n', '', False)\nTrue\nTrue\n"
+
+
+def test_a_command_that_ignores_to_be_asked_is_ended_where_there_is_no_proc() -> None:
+    program = """
+module.PROC = "/nowhere"
+code, pid, _, _ = module.run("trap '' TERM; echo $$; exec sleep 600", 0.5)
+try:
+    os.killpg(int(pid), signal.SIGKILL)
+except ProcessLookupError:
+    print(code, "nothing is left")
+"""
+    assert of_module(program) == "124 nothing is left\n"

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,81 @@ def test_the_server_does_not_wait_for_ever_for_what_cannot_be_ended() -> None:
     nobody = 2**22 + 1
 
     assert not ansible_server.end(lambda: [nobody], longest=0.1)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def test_what_is_another_users_is_neither_waited_for_nor_said_to_have_ended(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    started = time.monotonic()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", refuse)
+        assert not ansible_server.end(lambda: [sleeper.pid], longest=SOON * 2, collect=lambda: None)
+    assert time.monotonic() < started + SOON
+
+
+def test_one_look_that_misses_a_process_does_not_mean_that_there_is_none(sleeper: subprocess.Popen[bytes]) -> None:
+    missed = [True]
+
+    def look() -> list[int]:
+        return [] if (missed and missed.pop()) or sleeper.poll() is not None else [sleeper.pid]
+
+    assert ansible_server.end(look, collect=lambda: None)
+    assert sleeper.returncode == -signal.SIGKILL
+
+
+def test_a_job_that_cannot_be_begun_is_lost_alone(lab: Lab, temporary: Path, tmp_path: Path) -> None:
+    executor = AnsibleExecutor({"workdir": str(lab.directory)}, Path("unused"))
+    command = f"echo $$ > {tmp_path}/pid; until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo hello"
+    first = begin(executor, Operation.EXECUTE, "here", command=command)
+    server = server_of(pid_in(tmp_path / "pid"))
+    [directory] = temporary.glob("labctl-ansible-*")
+    # Its directory cannot be made.
+    (directory / "job-2").touch()
+    second = begin(executor, Operation.PING, "here")
+    assert read_all(second) == [] and second.error == "the process that carried this out was lost"
+    third = begin(executor, Operation.EXECUTE, "here", command=f"echo $$ > {tmp_path}/third; sleep 2")
+    assert server_of(pid_in(tmp_path / "third")) == server
+    assert [result.status for result in read_all(third)] == [Status.CHANGED]
+    (tmp_path / "go").touch()
+
+    assert [result.values["stdout"] for result in read_all(first)] == ["hello\n"]
+    executor.close()
+
+
+def test_a_job_goes_on_while_its_worker_starts_another_server_for_the_next_one(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(tmp_path / "lab", sshd)
+    executor = AnsibleExecutor({"workdir": str(lab.directory)}, Path("unused"))
+    command = f"until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo hello"
+    run = executor.begin(Order("jid", Operation.EXECUTE, ("here",), {"command": command}, 60, lease=4))
+    # The next server is slow to start.
+    wait = f"import os, time\nopen({str(tmp_path / 'starting')!r}, 'w')\n"
+    wait += f"while not os.path.exists({str(tmp_path / 'go')!r}):\n    time.sleep(0.05)\n"
+    (tmp_path / "sitecustomize.py").write_text(wait)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (lab.directory / "ansible.cfg").write_text("[defaults]\nforks = 3\n")
+    with ThreadPoolExecutor() as pool:
+        try:
+            other = pool.submit(begin, executor, Operation.PING, "here")
+            until((tmp_path / "starting").exists, "the other server starts")
+            assert run.read(5) == [] and not run.ended and not other.done()
+        finally:
+            (tmp_path / "go").touch()
+        assert [result.status for result in read_all(other.result())] == [Status.OK]
+
+    assert [result.values["stdout"] for result in read_all(run)] == ["hello\n"]
+    executor.close()
 
 
 def test_when_ansible_itself_is_killed_its_job_ends_with_all_that_it_runs(

@@ -46,6 +46,9 @@ def meant(*texts: str) -> list[str]:
         ("&old", ["db2", "web2"]),
         ("!web*,web1", []),
         ("db,!nosuch*", ["db1", "db2"]),
+        ("db, ! nosuch[]12]", ["db1", "db2"]),
+        ("db*, ! db1", ["db2"]),
+        ("front, & old", ["web2"]),
         ("front,&db", []),
     ],
 )
@@ -137,6 +140,11 @@ def test_the_name_of_a_host_is_no_sign_for_the_other_texts() -> None:
         ("web1,!", ["!"]),
         ("web1,&", ["&"]),
         ("web1,,nosuch,nosuch", ["nosuch"]),
+        ("all,!!db*", ["!!db*"]),
+        ("all,! !db*", ["!!db*"]),
+        ("all,!&db*", ["!&db*"]),
+        ("all,!db[12", ["!db[12"]),
+        ("all,!db[]*", ["!db[]*"]),
     ],
 )
 def test_a_part_that_means_no_host_is_told(pattern: str, nothing: list[str]) -> None:

@@ -88,8 +88,11 @@ class AnsibleExecutor(Executor):
             raise Misconfigured("\n".join(lines)) from error
         self._workdir = (Path(self._options.workdir) if self._options.workdir else home).absolute()
         self._playbooks = self._workdir / self._options.playbooks
+        #: For the server; held while one is started.
         self._lock = threading.Lock()
         self._server: Server | None = None
+        #: For the runs, which are heard of whatever is started or sent meanwhile.
+        self._running = threading.Lock()
         self._runs: set[AnsibleRun] = set()
         self._beating: threading.Thread | None = None
         self._closed = False
@@ -153,7 +156,8 @@ class AnsibleExecutor(Executor):
         deadline = time.monotonic() + INVENTORY_PATIENCE + START_PATIENCE
         while not run.ended and time.monotonic() < deadline:
             run.read(1)
-        self._runs.discard(run)
+        with self._running:
+            self._runs.discard(run)
         if not run.ended or run.error or run.told is None:
             run.cancel()
             return {}, sources or [], f"inventory: {run.error or 'it cannot be read'}"
@@ -191,9 +195,9 @@ class AnsibleExecutor(Executor):
         with self._lock:
             if self._closed:
                 raise Failed("the executor was closed")
-            self._runs = {run for run in self._runs if not run.over}
             run = AnsibleRun(self._begin(text))
-            self._runs.add(run)
+            with self._running:
+                self._runs = {run, *(other for other in self._runs if not other.over)}
             if self._beating is None:
                 self._beating = threading.Thread(target=self._beat, name="ansible-beat", daemon=True)
                 self._beating.start()
@@ -202,11 +206,13 @@ class AnsibleExecutor(Executor):
     def _beat(self) -> None:
         """Let those who look after the runs know that this process is not stopped."""
         while not self._closed:
-            with self._lock:
-                runs = tuple(self._runs)
-            for run in runs:
+            for run in self._all_runs():
                 run.beat()
             time.sleep(BEAT)
+
+    def _all_runs(self) -> "tuple[AnsibleRun, ...]":
+        with self._running:
+            return tuple(self._runs)
 
     def _begin(self, text: bytes) -> socket.socket:
         """Give the channel of a new job; a server that has ended without our noticing is replaced once."""
@@ -251,7 +257,7 @@ class AnsibleExecutor(Executor):
         """Cancel all runs and end the server."""
         with self._lock:
             self._closed = True
-            for run in self._runs:
+            for run in self._all_runs():
                 run.cancel()
             server, self._server = self._server, None
         if server is not None:
@@ -324,11 +330,15 @@ class Server:
     def begin(self, text: bytes) -> socket.socket:
         """Hand a request over; gives our end of its channel."""
         ours, theirs = socket.socketpair()
+        ours.setblocking(False)
         try:
             with theirs:
+                # What fits in comes first: a job that the server cannot begin is no sign that it has ended.
+                rest = text[ours.send(text) :]
                 socket.send_fds(self._control, [b"job"], [theirs.fileno()])
-            ours.settimeout(START_PATIENCE)
-            ours.sendall(text)
+            if rest:
+                ours.settimeout(START_PATIENCE)
+                ours.sendall(rest)
         except OSError:
             ours.close()
             raise

@@ -11,6 +11,7 @@ import re
 import secrets
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from ansible import constants
 from ansible.cli.playbook import PlaybookCLI
 from ansible.errors import AnsibleError
 from ansible.executor.playbook_executor import PlaybookExecutor
+from ansible.executor.process import worker
+from ansible.executor.task_executor import TaskExecutor
 from ansible.executor.task_queue_manager import TaskQueueManager
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
@@ -38,6 +41,8 @@ MODULES = Path(__file__).resolve().parent / "ansible_modules"
 #: The modules of these operations are always the same, so that jobs share what is made of them to be sent.
 SHARED = (Operation.PING, Operation.FACTER, Operation.EXECUTE)
 CACHE = "ansiballz_cache"
+#: What is told of a host that had to wait for its turn too long.
+TOO_LATE = "not begun: the time was up"
 #: Characters of a text that are told; what is longer is cut in the middle.
 MOST = 5 * 1024 * 1024
 MOST_MESSAGE = 2000
@@ -97,6 +102,21 @@ def read_strictly(read: Callable[[], Any]) -> Any:
         raise AnsibleError("; ".join([one_line(error), *complaints])) from error
 
 
+def begin_only_until(deadline: float) -> None:
+    """Have Ansible begin nothing on a host that has its turn only after a moment of the monotonic clock.
+
+    There may be more hosts than are done at once, and what is begun then would be cut off half done.
+    """
+
+    class InTime(TaskExecutor):
+        def run(self) -> Any:
+            if time.monotonic() >= deadline:
+                return {"failed": True, "changed": False, "msg": TOO_LATE}
+            return super().run()
+
+    worker.TaskExecutor = InTime
+
+
 class Job:
     """One run of Ansible."""
 
@@ -104,6 +124,7 @@ class Job:
         self._request = request
         self._send = send
         self._directory = directory
+        self._deadline = time.monotonic() + request["timeout"]
         self._hosts: list[str] = request.get("hosts", [])
         self._arguments: Mapping[str, Any] = request.get("arguments", {})
         self._group = f"labctl_{secrets.token_hex(8)}"
@@ -149,6 +170,8 @@ class Job:
             return self._send({"error": error})
         self._choose(inventory, variables)
         reporter = Reporter(operation, self._send)
+        if operation == Operation.EXECUTE:
+            begin_only_until(self._deadline)
         if operation == Operation.DEPLOY:
             self._deploy(loader, inventory, variables, reporter)
         else:

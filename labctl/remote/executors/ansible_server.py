@@ -102,20 +102,29 @@ def end(
 ) -> bool:
     """End processes until there are none, for they may start others: asked first if there is patience, then killed.
 
-    Tells whether there are none; some may be left after the seconds of ``longest``.
+    Tells whether there are none; some may be left after the seconds of ``longest``, and those of other users are not
+    waited for.
     """
+    foreign: set[int] = set()
     if patience:
-        processes.send_to_all(pids, signal.SIGTERM)
+        foreign = processes.send_to_all(pids, signal.SIGTERM)
     deadline = time.monotonic() + patience
-    while pids():
+    looks = 0
+    # Until two looks in a row find none, since what one look finds is not of one moment.
+    while looks < 2:
+        left = pids()
+        if foreign.issuperset(left):
+            looks += 1
+            continue
+        looks = 0
         if time.monotonic() >= deadline + longest:
             return False
         if time.monotonic() >= deadline:
-            processes.send_to_all(pids, signal.SIGKILL)
+            foreign = processes.send_to_all(pids, signal.SIGKILL)
         collect()
         time.sleep(0.01)
     collect()
-    return True
+    return not left
 
 
 # The supervisor of one job
@@ -137,11 +146,12 @@ def supervise(channel: socket.socket, directory: Path, work: Callable[..., None]
         in_child(lambda: do(work, request, channel, directory, own), directory)
     deadline = time.monotonic() + request["timeout"]
     status, error = watch(channel, wakeup, child, deadline + GRACE, request.get("silence", math.inf))
-    if error is not None or status:
-        # Before the others, or it would tell of failures that are ours.
+    if error is not None:
+        # Before the others, or it would tell of failures that are ours. It was not collected, so this is its number.
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+    if error is not None or status:
         end(lambda: [pid for pid in processes.descendants(own) if not is_master(pid)], PATIENCE)
     if error == "out of time":
         error = f"timed out after {request['timeout']:g} s"
@@ -350,9 +360,15 @@ class Server:
         channel = socket.socket(fileno=fds[0])
         self._number += 1
         directory = self._directory / f"job-{self._number}"
-        directory.mkdir(mode=0o700)
         server = os.getpid()
-        pid = os.fork()
+        try:
+            directory.mkdir(mode=0o700)
+            pid = os.fork()
+        except OSError:
+            # For this job alone: its worker reads that it was lost, and the others go on.
+            channel.close()
+            shutil.rmtree(directory, ignore_errors=True)
+            return True
         if pid == 0:
             self._control.close()
             for job in self._jobs.values():

@@ -21,6 +21,7 @@ from typing import IO
 from ansible.module_utils.basic import AnsibleModule
 
 PR_SET_CHILD_SUBREAPER = 36
+PROC = "/proc"
 #: States of processes that have ended, and of those that do nothing: the stopped ones too.
 ENDED = (b"Z", b"X")
 STILL = (b"Z", b"X", b"T", b"t")
@@ -28,6 +29,8 @@ STILL = (b"Z", b"X", b"T", b"t")
 MOST = 4 * 1024 * 1024
 #: Seconds a command has between the request to end and its end.
 PATIENCE = 1.0
+#: Seconds between two looks at processes that are to stop.
+LOOK_AGAIN = 0.002
 #: The exit code of a command whose time was up, as timeout(1) has it.
 TIMED_OUT = 124
 
@@ -83,7 +86,7 @@ def adopt_orphans() -> None:
 def look(pid: int) -> tuple[bytes, int]:
     """Give the state and the parent of a process; ``X`` is one that is no more."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(f"{PROC}/{pid}/stat", "rb") as file:
             state, parent = file.read().rpartition(b")")[2].split()[:2]
         return state, int(parent)
     except (OSError, ValueError):
@@ -94,7 +97,7 @@ def descendants() -> list[int]:
     """Find the processes of the command, parents before their children."""
     children: dict[int, list[int]] = {}
     try:
-        entries = os.listdir("/proc")
+        entries = os.listdir(PROC)
     except OSError:
         return []
     for entry in entries:
@@ -109,8 +112,9 @@ def descendants() -> list[int]:
     return found[1:]
 
 
-def send(pids: Iterable[int], group: int, number: int) -> None:
-    """Send a signal to a group and to processes."""
+def send(pids: Iterable[int], group: int, number: int) -> set[int]:
+    """Send a signal to a group and to processes; give those that are another user's and get none."""
+    foreign = set()
     try:
         os.killpg(group, number)
     except OSError:
@@ -118,42 +122,61 @@ def send(pids: Iterable[int], group: int, number: int) -> None:
     for pid in pids:
         try:
             os.kill(pid, number)
+        except PermissionError:
+            foreign.add(pid)
         except OSError:
             pass
+    return foreign
 
 
-def send_to_all(group: int, number: int) -> None:
+def send_to_all(group: int, number: int) -> set[int]:
     """Send a signal to the command's processes, so that none of them does anything more before it has it.
 
     A shell whose child has ended goes on with its next command, unless the signal has reached the shell as well; and a
-    process that is started meanwhile would get none. So all of them are stopped first.
+    process that is started meanwhile would get none. So all of them are stopped first. Gives those that got no signal
+    because they are another user's, as what sudo has started may be.
     """
     deadline = time.monotonic() + PATIENCE
     before: list[int] | None = None
     pids = descendants()
     running = pids
+    foreign: set[int] = set()
     # Until two looks find the same, all stopped, since what one look finds is not of one moment.
     while (running or pids != before) and time.monotonic() < deadline:
-        send(running, group, signal.SIGSTOP)
+        foreign |= send(running, group, signal.SIGSTOP)
         before = None if running else pids
+        time.sleep(LOOK_AGAIN)
         pids = descendants()
-        running = [pid for pid in pids if look(pid)[0] not in STILL]
-    send(pids, group, number)
+        running = [pid for pid in pids if pid not in foreign and look(pid)[0] not in STILL]
+    foreign = send(pids, group, number)
     # Children before their parents: some shells stop themselves when they find a child stopped.
     send(reversed(pids), group, signal.SIGCONT)
+    return foreign
+
+
+def has_ended(process: subprocess.Popen[bytes], foreign: set[int]) -> bool:
+    """Tell whether nothing is left of the command but what is another user's; without /proc its group is asked."""
+    if look(os.getpid())[0] not in ENDED:
+        # Two looks, since what one look finds is not of one moment. The shell is not collected before the end, so that
+        # its number, which is that of the group, belongs to nobody else.
+        return all(foreign.issuperset(descendants()) for _ in range(2))
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except OSError:
+        return True
+    return False
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End the command and all that it started: asked first, then made to."""
-    send_to_all(process.pid, signal.SIGTERM)
+    foreign = send_to_all(process.pid, signal.SIGTERM)
     asked = time.monotonic()
-    while time.monotonic() < asked + PATIENCE * 4:
-        process.poll()
-        if not descendants():
-            return
+    while time.monotonic() < asked + PATIENCE * 4 and not has_ended(process, foreign):
         if time.monotonic() > asked + PATIENCE:
-            send_to_all(process.pid, signal.SIGKILL)
+            foreign = send_to_all(process.pid, signal.SIGKILL)
         time.sleep(0.02)
+    process.poll()
 
 
 def follow(
