@@ -61,8 +61,7 @@ test: $(DONE)-dev $(POSTGRES)
 		export DEBIAN_FRONTEND=noninteractive; \
 		$$install >/dev/null 2>&1 || { apt-get update -qq && $$install; } >/dev/null || \
 			echo "openssh-server could not be installed; the tests that need it are left out" >&2; }
-	@# In the order of their names: those with real processes, which take longest, begin first.
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Its packages are looked for each time: they belong to the machine, not to this checkout.
 test-libvirt: $(DONE)-dev
