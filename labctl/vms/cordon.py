@@ -1,9 +1,9 @@
 """Hypervisors that are out of service: nothing is made or given out there, and who has a VM there gets another one."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from datetime import timedelta
 
-from sqlalchemy import ARRAY, Text, all_, and_, any_, bindparam, delete, func, or_, select, update
+from sqlalchemy import ARRAY, Text, and_, any_, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -65,15 +65,6 @@ _UNSETTLED = select(_cordons.c.host).where(
         ),
     ),
 )
-_READY_ELSEWHERE = (
-    select(_vms.c.pool, func.count().label("ready"))
-    .where(
-        _vms.c.state == VMState.READY,
-        _in_service,
-        or_(_vms.c.host.is_(None), _vms.c.host != all_(_hosts)),
-    )
-    .group_by(_vms.c.pool)
-)
 #: What the VM that takes another one's place has of it; nobody's VM lives longer by that, nor shorter.
 _INHERITED = ("owner", "token_id", "address", "tags", "checkout", "lifetime", "expires", "warned", "due", "request_id")
 
@@ -117,11 +108,6 @@ def uncordon(session: Session, host: str) -> None:
     remove = delete(_cordons).where(_cordons.c.host == host).returning(_cordons.c.reason)
     if (row := session.execute(remove).first()) is not None:
         record(session, "vm_host.uncordoned", f"vm_hosts/{host}", reason=row.reason)
-
-
-def ready_elsewhere(reader: Reader, hosts: Collection[str]) -> Mapping[str, int]:
-    """Count by pool the VMs that are ready on other hypervisors than these, and than those out of service."""
-    return {row.pool: row.ready for row in reader.execute(_READY_ELSEWHERE, {"hosts": list(hosts)})}
 
 
 def replace(session: Session, name: str, rather_not: Collection[str] = ()) -> str | None:

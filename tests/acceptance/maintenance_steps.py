@@ -1,29 +1,20 @@
 """Kills the engine of sessions at each commit: ``python -m tests.acceptance.maintenance_steps URL``.
 
-For each commit in turn, a process begins a session on an empty database and kills itself right after it: a kill
-anywhere else leaves what the commit before has left. The next process goes on where that one has left off, in every
-third case is killed a few commits later too, and the last one sees the session through and looks whether everything is
-as it should be. It is over when a first one gets through.
-
-A process is forked from one that has loaded everything. Time is a number that the processes share.
+A step is the moment after each commit: a kill anywhere else leaves what the commit before has left. The rest is in
+``steps.py``.
 """
 
-import gc
-import itertools
 import json
-import os
-import signal
 import sys
-import traceback
 from collections import Counter
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
 import psycopg2
-from sqlalchemy import event, text
+from sqlalchemy import text
 
-from labctl import clock, db, queue
+from labctl import clock, db
 from labctl.db import Actor
 from labctl.machines import service as machines
 from labctl.maintenance import config, service
@@ -32,7 +23,7 @@ from labctl.maintenance.service import Answer, Wanted
 from labctl.settings import MAINTENANCE_REPLIES
 from tests.maintenance.factories import make_machine, make_ready, make_vm
 
-from .vm_steps import BEGINNING, Shared
+from .steps import Scenario, Shared, kill_at_each
 
 #: Rounds, of a second each, in which the session must be over.
 ROUNDS = 300
@@ -44,30 +35,11 @@ ADMIN = Actor("root")
 WAY = [*["START_MAINTENANCE", "PLANNED_MAINTENANCE"] * 2, "START_MAINTENANCE", "MAINTENANCE_COMPLETE"]
 
 
-class Steps:
-    """Counts the commits of this process, and kills it at the ``last``."""
-
-    def __init__(self, shared: Shared, last: int | None) -> None:
-        self._shared = shared
-        self._last = last
-        self._count = itertools.count(1)
-
-    def __call__(self, label: str) -> None:
-        if next(self._count) == self._last:
-            self._shared.label = label
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def watch(self) -> None:
-        """Make the commits of this process steps; the product knows nothing of it."""
-        event.listen(db._write, "after_commit", lambda session: self("after a commit"))
-
-
-class Scenario:
+class Walk(Scenario):
     """A session over a hypervisor with somebody's VM, a machine that is free, and one that somebody has."""
 
     def __init__(self, shared: Shared) -> None:
-        clock.now = lambda: shared.time  # type: ignore[assignment]
-        self.shared = shared
+        super().__init__(shared)
         self.engine = Engine(MAINTENANCE_REPLIES, poll=0)
 
     def reset(self) -> None:
@@ -150,65 +122,15 @@ class Scenario:
         assert {row["task_name"] for row in tasks} <= {"maintenance.deliver"}, tasks
 
 
-def run(shared: Shared, *, first: bool = False, last: int | None = None) -> bool:
-    """Play in a process of its own, up to the commit ``last``; tells whether it got through."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            scenario = Scenario(shared)
-            if first:
-                scenario.reset()
-            Steps(shared, last).watch()
-            scenario.play()
-            scenario.check()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    _, ended = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(ended) and os.WTERMSIG(ended) == signal.SIGKILL:
-        return False
-    if ended:
-        raise SystemExit(f"not as it should be after a kill {shared.label!r}")
-    return True
-
-
-def load(url: str, shared: Shared) -> None:
-    """Play once without a kill, so that the processes that are forked find every statement put together."""
-    write = db.configure(url, pool_size=4)
-    queue.configure(write)
-    read = db._reads
-    scenario = Scenario(shared)
-    shared.time = BEGINNING
-    scenario.reset()
-    scenario.play()
-    scenario.check()
-    # No two processes may use one connection.
-    write.dispose()
-    read.dispose()
-    # Whoever counts references copies pages.
-    gc.disable()
-    gc.freeze()
-
-
 def main() -> None:
     """Kill at each commit; print what was killed when, and in which states."""
-    shared = Shared()
-    load(sys.argv[1], shared)
-    killed: Counter[str] = Counter()
+    url = sys.argv[1]
     states: Counter[str] = Counter()
-    for number in itertools.count(1):
-        shared.time = BEGINNING
-        if run(shared, first=True, last=number):
-            break
-        killed[shared.label] += 1
-        states[state(sys.argv[1])] += 1
-        label = shared.label
-        if not run(shared, last=None if number % 3 else number % 11 + 1):
-            shared.label = f"{label}, step {number}, and then {shared.label}"[:64]
-            run(shared)
+
+    def note(shared: Shared) -> None:
+        states[state(url)] += 1
+
+    killed = kill_at_each(url, Walk, note)
     print(json.dumps({"killed": killed, "states": states}))
 
 

@@ -1,38 +1,28 @@
 """Kills an engine at each of its steps, one after the other: ``python -m tests.acceptance.vm_steps URL DIRECTORY``.
 
 A step is the moment after each commit and after each file that the provider writes or removes: a kill anywhere else
-leaves what the step before it has left, as what a process remembers and has not committed is gone. For each step in
-turn, a process begins a scenario on an empty database and kills itself there; the next process begins where that one
-has left off, in every third case is killed a few steps later too, and the last one sees the scenario through and looks
-whether everything is as it should be. It is over when a first one gets through.
+leaves what the step before it has left, as what a process remembers and has not committed is gone. The rest is in
+``steps.py``.
 
-A process is forked from one that has loaded everything. Time is a number that the processes share: whatever takes time
-is over at once. Calls are made one after the other, so that the steps are the same each time.
+Whatever takes time is over at once. Calls are made one after the other, so that the steps are the same each time.
 """
 
-import gc
-import itertools
 import json
 import logging
-import mmap
-import os
 import shutil
-import signal
-import struct
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
-from sqlalchemy import event, text
+from sqlalchemy import text
 
-from labctl import clock, db
+from labctl import db
 from labctl.pools import Pool
 from labctl.settings import Settings
 from labctl.vms import calls, config, cordon, on_demand, service
@@ -43,43 +33,18 @@ from labctl.vms.on_demand import Limits
 from labctl.vms.providers import fake
 from labctl.vms.service import Caller, Change, Host, Terms
 
+from .steps import Scenario, Shared, Steps, kill_at_each
+
 #: Seconds after which another engine goes on with what one has left; less than a process may use in its rounds.
 LEASE = 30
 #: Rounds, of a second each, in which the scenario must be over.
 ROUNDS = 200
 SIZE = 2
 POOLS = [Pool(name="debian", size=SIZE), Pool(name="centos", size=0)]
-BEGINNING = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 #: A VM that the provider has and nobody knows.
 STRAY = "stray"
 #: Who gives their VM back, or has it taken away when its time is over.
 LEAVERS = ("bob", "dora")
-
-_TIME = struct.Struct("d")
-_LABEL = 64
-
-
-class Shared:
-    """What the processes share: the time, and at which step one of them has killed itself."""
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
-
-    @property
-    def time(self) -> datetime:
-        return datetime.fromtimestamp(_TIME.unpack_from(self._memory)[0], UTC)
-
-    @time.setter
-    def time(self, value: datetime) -> None:
-        _TIME.pack_into(self._memory, 0, value.timestamp())
-
-    @property
-    def label(self) -> str:
-        return self._memory[_LABEL : 2 * _LABEL].rstrip(b"\0").decode()
-
-    @label.setter
-    def label(self, value: str) -> None:
-        self._memory[_LABEL : 2 * _LABEL] = value.encode().ljust(_LABEL, b"\0")
 
 
 class AtOnce:
@@ -93,43 +58,11 @@ class AtOnce:
         self._target(*self._args)
 
 
-class Steps:
-    """Counts the steps of this process, and kills it at the ``last``."""
-
-    def __init__(self, shared: Shared, last: int | None) -> None:
-        self._shared = shared
-        self._last = last
-        self._count = itertools.count(1)
-
-    def __call__(self, label: str) -> None:
-        if next(self._count) == self._last:
-            self._shared.label = label
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def watch(self) -> None:
-        """Make what happens in this process steps; the product knows nothing of it."""
-        event.listen(db._write, "after_commit", lambda session: self("after a commit"))
-        write, destroy = fake._replace, fake.FakeProvider.destroy
-
-        def replace(path: Path, content: Any) -> None:
-            write(path, content)
-            self("after a file")
-
-        def remove(provider: fake.FakeProvider, name: str) -> None:
-            destroy(provider, name)
-            self("after a removal")
-
-        fake._replace = replace  # type: ignore[assignment]
-        fake.FakeProvider.destroy = remove  # type: ignore[method-assign]
-        calls.threading = SimpleNamespace(Thread=AtOnce)  # type: ignore[assignment]
-
-
-class Scenario:
+class VMs(Scenario):
     """Users who take VMs of a small lab, beside its engine; what they have done is read from the database."""
 
     def __init__(self, directory: Path, shared: Shared) -> None:
-        clock.now = lambda: shared.time  # type: ignore[assignment]
-        self.shared = shared
+        super().__init__(shared)
         self.directory = directory
         provider = {
             "plugin": "fake",
@@ -143,6 +76,22 @@ class Scenario:
         settings = Settings(pools=POOLS, providers={"fake": provider})
         self.rules = config.rules(settings)
         self.engine = Engine(self.rules, config.providers(settings), lease=LEASE, poll=0)
+
+    def watch(self, step: Steps) -> None:
+        super().watch(step)
+        write, destroy = fake._replace, fake.FakeProvider.destroy
+
+        def replace(path: Path, content: Any) -> None:
+            write(path, content)
+            step("after a file")
+
+        def remove(provider: fake.FakeProvider, name: str) -> None:
+            destroy(provider, name)
+            step("after a removal")
+
+        fake._replace = replace  # type: ignore[assignment]
+        fake.FakeProvider.destroy = remove  # type: ignore[method-assign]
+        calls.threading = SimpleNamespace(Thread=AtOnce)  # type: ignore[assignment]
 
     def reset(self) -> None:
         """Empty the database and the world, but for a stray VM."""
@@ -259,66 +208,16 @@ class Scenario:
         assert not self.rows("SELECT 1 FROM pool_states WHERE failures > 0"), "a kill counts as a failure"
 
 
-def run(directory: Path, shared: Shared, *, first: bool = False, last: int | None = None) -> bool:
-    """Play in a process of its own, up to the step ``last``; tells whether it got through."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            scenario = Scenario(directory, shared)
-            if first:
-                scenario.reset()
-            Steps(shared, last).watch()
-            scenario.play()
-            scenario.check()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    _, ended = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(ended) and os.WTERMSIG(ended) == signal.SIGKILL:
-        # When the next one comes, what this one has claimed is free.
-        shared.time += timedelta(seconds=LEASE + 1)
-        return False
-    if ended:
-        raise SystemExit(f"not as it should be after a kill {shared.label!r}")
-    return True
-
-
-def load(url: str, scenario: Scenario) -> None:
-    """Play once without a kill, so that the processes that are forked find every statement put together."""
-    logging.disable(logging.CRITICAL)
-    write = db.configure(url, pool_size=4)
-    read = db._reads
-    scenario.shared.time = BEGINNING
-    scenario.reset()
-    scenario.play()
-    scenario.check()
-    # No two processes may use one connection.
-    write.dispose()
-    read.dispose()
-    # Whoever counts references copies pages.
-    gc.disable()
-    gc.freeze()
+def let_go(shared: Shared) -> None:
+    """When the next one comes, what the killed one has claimed is free."""
+    shared.time += timedelta(seconds=LEASE + 1)
 
 
 def main() -> None:
     """Kill at each step; print what was killed when."""
     url, directory = sys.argv[1], Path(sys.argv[2])
-    shared = Shared()
-    load(url, Scenario(directory, shared))
-    killed: Counter[str] = Counter()
-    for number in itertools.count(1):
-        shared.time = BEGINNING
-        if run(directory, shared, first=True, last=number):
-            break
-        killed[shared.label] += 1
-        label = shared.label
-        if not run(directory, shared, last=None if number % 3 else number % 11 + 1):
-            shared.label = f"{label}, step {number}, and then {shared.label}"[:_LABEL]
-            run(directory, shared)
-    print(json.dumps(killed))
+    logging.disable(logging.CRITICAL)
+    print(json.dumps(kill_at_each(url, lambda shared: VMs(directory, shared), let_go)))
 
 
 if __name__ == "__main__":

@@ -147,12 +147,3 @@ def test_no_vm_becomes_ready_on_a_hypervisor_while_that_goes_out_of_service(comm
 
 def is_waited_for(session: Session) -> bool:
     return bool(session.execute(text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")).first())
-
-
-def test_what_is_ready_elsewhere_is_counted_by_pool(session: Session) -> None:
-    for host in ("one", "two", "two", "three"):
-        make_vm(session, host=host)
-    cordon.cordon(session, "three", "upkeep")
-
-    with db.reading() as reader:
-        assert cordon.ready_elsewhere(reader, ["one"]) == {POOL: 2}
