@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,16 @@ def descendants(pid: int) -> dict[int, str]:
     except (FileNotFoundError, ProcessLookupError):
         pass
     return found
+
+
+def another_worker(home: Path, environ: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Start a worker beside those of the ``labctl up`` that has this home; nobody else looks after it."""
+    url = (home / "database.url").read_text().strip()
+    ours = {"LABCTL_HOME": str(home), "LABCTL_DATABASE_URL": url, **environ}
+    with Path(f"{home}-workers.stderr").open("ab") as messages:
+        return subprocess.Popen(
+            [sys.executable, "-m", "labctl.cli.main", "worker"], env={**os.environ, **ours}, stderr=messages
+        )
 
 
 class Up:

@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from .conftest import remove
-from .lab import PATIENCE, Up, alive, until
+from .lab import PATIENCE, Up, alive, another_worker, until
 
 #: Seconds after which a worker that is not heard of counts as lost; a database that was killed is back before.
 LEASE = 12
@@ -57,12 +57,7 @@ class RemoteLab:
         self.up.close()
 
     def start_worker(self) -> "subprocess.Popen[bytes]":
-        url = (self.up.home / "database.url").read_text().strip()
-        ours = {"LABCTL_HOME": str(self.up.home), "LABCTL_DATABASE_URL": url, **self.environ}
-        with Path(f"{self.up.home}-workers.stderr").open("ab") as messages:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "labctl.cli.main", "worker"], env={**os.environ, **ours}, stderr=messages
-            )
+        worker = another_worker(self.up.home, self.environ)
         self.workers.append(worker)
         return worker
 

@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import psycopg2
 import pytest
 
 from .conftest import remove
-from .lab import Up, alive, until
+from .lab import Up, alive, another_worker, until
 
 POOLS = {"debian": 6, "centos": 4}
 #: Everything that may happen does, quickly.
@@ -65,12 +64,7 @@ class VMLab:
         self.up.close()
 
     def start_worker(self) -> "subprocess.Popen[bytes]":
-        url = (self.up.home / "database.url").read_text().strip()
-        ours = {"LABCTL_HOME": str(self.up.home), "LABCTL_DATABASE_URL": url, **self.environ}
-        with Path(f"{self.up.home}-workers.stderr").open("ab") as messages:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "labctl.cli.main", "worker"], env={**os.environ, **ours}, stderr=messages
-            )
+        worker = another_worker(self.up.home, self.environ)
         self.workers.append(worker)
         return worker
 
